@@ -1,0 +1,42 @@
+# Everything there is to do here. On a fresh Debian 12 or Ubuntu 24.04: sudo make test, sudo make demo.
+.DEFAULT_GOAL := help
+.PHONY: help setup build abi test unit property bpf e2e check bench demo clean
+PYTHON := .venv/bin/python
+OBJECT := build/lb.bpf.o
+CLANG ?= clang
+BPF_FLAGS := -O2 -g -target bpf -mcpu=v3 -Wall -Wextra -I/usr/include/$(shell uname -m)-linux-gnu
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' Makefile | expand -t 20
+
+setup: ## once per machine: distribution packages (as root) and .venv
+	@scripts/setup
+
+build: setup $(OBJECT) ## compile the packet program
+
+abi: build ## write bpf/abi.py anew from the object
+	$(PYTHON) -m bpf.abigen $(OBJECT) >build/abi.py && mv build/abi.py bpf/abi.py
+
+test: build ## all tests; as root, else most are skipped. PROFILE=deep for longer property runs
+	@$(PYTHON) -m pytest $(ARGS)
+
+unit property bpf e2e: build ## one kind of test
+	@$(PYTHON) -m pytest tests/$@ $(ARGS)
+
+check: build ## everything that needs no traffic: style, types, arrows, generated files, schemas, examples
+	@scripts/check
+
+bench: build ## nanoseconds per packet, as multiples of a trivial program (root)
+	@$(PYTHON) -m tests.bench $(ARGS)
+
+demo: build ## a lab of namespaces under load, until Ctrl-C (root). ARGS=--once, ARGS=--two-targets
+	@$(PYTHON) examples/demo/demo.py $(ARGS)
+
+clean: ## what was built, not .venv
+	rm -rf build dist *.egg-info
+
+$(OBJECT): $(wildcard bpf/*.c bpf/*.h) Makefile
+	@echo "== compiling $@"
+	@command -v $(CLANG) >/dev/null || { echo "no $(CLANG): sudo make setup, or apt-get install clang" >&2; exit 1; }
+	@mkdir -p build
+	@$(CLANG) $(BPF_FLAGS) -c bpf/lb.bpf.c -o $@.new && mv $@.new $@
