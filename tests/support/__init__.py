@@ -1,0 +1,1 @@
+"""What several kinds of tests share: frames, worlds, a test bed, a reference model."""
