@@ -104,16 +104,16 @@ def icmp(
     return Segment(protocol, data, 2 if checksum is None else None)
 
 
-def ping(version: int = 4, payload: bytes = b"ping", *, id: int = 7, seq: int = 1) -> Segment:
+def ping(version: int = 4, payload: bytes = b"ping", *, ident: int = 7, seq: int = 1) -> Segment:
     """An echo request."""
     kind = 8 if version == 4 else 128
-    return icmp(kind, 0, payload, rest=id << 16 | seq, version=version)
+    return icmp(kind, 0, payload, rest=ident << 16 | seq, version=version)
 
 
-def pong(version: int = 4, payload: bytes = b"ping", *, id: int = 7, seq: int = 1) -> Segment:
+def pong(version: int = 4, payload: bytes = b"ping", *, ident: int = 7, seq: int = 1) -> Segment:
     """The reply to it."""
     kind = 0 if version == 4 else 129
-    return icmp(kind, 0, payload, rest=id << 16 | seq, version=version)
+    return icmp(kind, 0, payload, rest=ident << 16 | seq, version=version)
 
 
 def too_big(version: int, mtu: int, quoted: bytes) -> Segment:
@@ -140,7 +140,7 @@ def ipv4(
     *,
     ttl: int = 64,
     tos: int = 0,
-    id: int = 0x1234,
+    ident: int = 0x1234,
     df: bool = True,
     mf: bool = False,
     fragment_offset: int = 0,
@@ -160,7 +160,17 @@ def ipv4(
     where = df << 14 | mf << 13 | fragment_offset // 8
     carries = segment.protocol if protocol is None else protocol
     header = struct.pack(
-        "!BBHHHBBH4s4s", version << 4 | words, tos, total, id, where, ttl, carries, 0, source, target
+        "!BBHHHBBH4s4s",
+        version << 4 | words,
+        tos,
+        total,
+        ident,
+        where,
+        ttl,
+        carries,
+        0,
+        source,
+        target,
     )
     header += options
     value = rfc1071(header) if checksum is None else checksum
@@ -192,9 +202,9 @@ def routing(size: int = 8, *, length: int | None = None) -> Extension:
     return Extension(ROUTING, bytes([words, 4, 0]) + bytes(size - 4))
 
 
-def fragment(offset: int = 0, *, more: bool = False, id: int = 77) -> Extension:
+def fragment(offset: int = 0, *, more: bool = False, ident: int = 77) -> Extension:
     """A fragment header; `offset` in bytes."""
-    return Extension(FRAGMENT, b"\0" + struct.pack("!HI", offset | more, id))
+    return Extension(FRAGMENT, b"\0" + struct.pack("!HI", offset | more, ident))
 
 
 def ipv6(
@@ -308,13 +318,17 @@ def headers(frame: bytes, *, ip_at: int | None = None) -> Headers:
 def _headers4(frame: bytes, at: int) -> Headers:
     total, _, where = struct.unpack_from("!HHH", frame, at + 2)
     l4_at = at + (frame[at] & 15) * 4
-    return Headers(4, at, l4_at, at + total, frame[at + 9], (where & 0x1FFF) * 8, bool(where >> 13 & 1))
+    return Headers(
+        4, at, l4_at, at + total, frame[at + 9], (where & 0x1FFF) * 8, bool(where >> 13 & 1)
+    )
 
 
 def _headers6(frame: bytes, at: int) -> Headers:
     (size,) = struct.unpack_from("!H", frame, at + 4)
     here = Headers(6, at, at + 40, at + 40 + size, frame[at + 6])
-    while here.protocol in (HOP_BY_HOP, ROUTING, DESTINATION, FRAGMENT) and not here.fragment_offset:
+    while (
+        here.protocol in (HOP_BY_HOP, ROUTING, DESTINATION, FRAGMENT) and not here.fragment_offset
+    ):
         l4_at = here.l4_at
         length = 8 if here.protocol == FRAGMENT else (frame[l4_at + 1] + 1) * 8
         if here.protocol == FRAGMENT:
@@ -358,14 +372,14 @@ def describe_packet(packet: bytes, prefix: str = "", *, quoted: bool = False) ->
 
 
 def _describe4(packet: bytes) -> dict[str, object]:
-    first, tos, total, id, where, ttl, protocol, checksum, src, dst = struct.unpack_from(
+    first, tos, total, ident, where, ttl, protocol, checksum, src, dst = struct.unpack_from(
         "!BBHHHBBH4s4s", packet
     )
     return {
         "ip": f"{IPv4Address(src)} > {IPv4Address(dst)}",
         "ip.tos": tos,
         "ip.length": total,
-        "ip.id": id,
+        "ip.id": ident,
         "ip.df": bool(where >> 14 & 1),
         "ip.fragment": f"{(where & 0x1FFF) * 8}{'+' if where >> 13 & 1 else ''}",
         "ip.ttl": ttl,
@@ -413,7 +427,9 @@ def _describe_inner(data: bytes, prefix: str) -> dict[str, object]:
 
 
 def _describe_tcp(data: bytes, prefix: str) -> dict[str, object]:
-    sport, dport, seq, ack, words, bits, window, checksum, _ = struct.unpack_from("!HHIIBBHHH", data)
+    sport, dport, seq, ack, words, bits, window, checksum, _ = struct.unpack_from(
+        "!HHIIBBHHH", data
+    )
     return {
         prefix + "tcp": f"{sport} > {dport}",
         prefix + "tcp.flags": "".join(name for name, bit in _FLAGS.items() if bits & bit),
