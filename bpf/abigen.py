@@ -107,9 +107,7 @@ class Writer:
         values = [value for _, value in members]
         base = "IntFlag" if is_flags(found.name, values) else "IntEnum"
         self.used.add(base)
-        lines = [
-            f"    {name} = {number(value)}" for name, value in zip(names, values, strict=True)
-        ]
+        lines = [f"    {name} = {number(value)}" for name, value in zip(names, values, strict=True)]
         return "\n".join([f"class {camel(found.name)}({base}):", *lines, ""])
 
     def structure(self, found: Type, name: str) -> str:

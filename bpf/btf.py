@@ -109,9 +109,7 @@ def section(elf: bytes, name: str) -> bytes:
     order = "<" if elf[5] == 1 else ">"
     (table,) = struct.unpack_from(order + "Q", elf, 40)
     size, count, names = struct.unpack_from(order + "HHH", elf, 58)
-    headers = [
-        struct.unpack_from(order + "II8x8xQQ", elf, table + i * size) for i in range(count)
-    ]
+    headers = [struct.unpack_from(order + "II8x8xQQ", elf, table + i * size) for i in range(count)]
     strings = headers[names][2]
     for name_offset, _, offset, length in headers:
         if text(elf, strings + name_offset) == name:

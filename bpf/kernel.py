@@ -1,0 +1,394 @@
+"""The kernel boundary: an instance is a program, its maps and its links, pinned.
+
+Everything that outlives a process is under /sys/fs/bpf/evenkeel/<instance>/ and
+nowhere else. Nothing here decides what the maps ought to say. What a killed
+process left is adopted or completed, never recreated behind traffic's back.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from bpf import link, mapset, pins, program, sweeping
+from bpf.abi import Abi, Limit, Meta, Sweep
+from bpf.errors import (
+    AbiMismatch,
+    Busy,
+    KernelError,
+    MapFull,
+    NotLoaded,
+    NotPermitted,
+    Unsupported,
+)
+from bpf.link import Attachment, Mode
+from bpf.maps import Map, PerCpuMap
+from bpf.mapset import AnyMap, Maps, Sizes
+from bpf.pins import Pins, following, instances
+from bpf.program import Action, Loaded, ProgramInfo, Run, default_object
+from bpf.tables import TableMap, open_pin, pin
+
+__all__ = [
+    "AbiMismatch",
+    "Action",
+    "Attachment",
+    "Busy",
+    "Instance",
+    "KernelError",
+    "Map",
+    "MapFull",
+    "Maps",
+    "Mode",
+    "NotLoaded",
+    "NotPermitted",
+    "PerCpuMap",
+    "ProgramInfo",
+    "Run",
+    "Sizes",
+    "TableMap",
+    "Unsupported",
+    "default_object",
+    "instances",
+    "now_tick",
+]
+
+Log = Callable[[str], None]
+
+
+def now_tick() -> int:
+    """The program's clock: coarse, monotonic, about one second a tick."""
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC_COARSE) >> Limit.TICK_SHIFT
+
+
+class Instance:
+    """A loaded program and its maps. Closing it, or dying, leaves everything pinned as it is."""
+
+    def __init__(self, name: str, maps: Maps, program: int, sweep: int, home: Pins | None) -> None:
+        self.name = name
+        self.maps = maps
+        self._program = program
+        self._sweep = sweep
+        self._home = home  # None: a shadow, pinned nowhere
+
+    # ---- make, find, leave, remove ----
+
+    @classmethod
+    def load(
+        cls,
+        name: str,
+        sizes: Sizes = Sizes(),  # noqa: B008 -- frozen
+        *,
+        object_path: Path | None = None,
+        log: Log | None = None,
+    ) -> Instance:
+        """Adopt what is pinned; else load the object and pin everything, in one step."""
+        home = Pins.of(name)
+        with pins.locked():
+            pins.remove_leftovers()
+            if not home.exists:
+                _build(home, sizes, object_path or default_object(), log)
+            _complete(home)
+            instance = _adopted(home, read_only=False, sizes=sizes)
+            instance.maps.tables.tidy()
+            instance.maps.spares.tidy()
+            return instance
+
+    @classmethod
+    def open(cls, name: str, *, read_only: bool = False) -> Instance:
+        """What is pinned under this name; loads nothing."""
+        return _adopted(Pins.of(name), read_only=read_only, sizes=None)
+
+    def close(self) -> None:
+        """Let go; what is pinned stays."""
+        self.maps.close()
+        for fd in (self._program, self._sweep):
+            if fd >= 0:
+                os.close(fd)
+        self._program = self._sweep = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def teardown(self) -> None:
+        """Detach, unpin, close. Flows and counters are gone after this."""
+        home = self._pinned("teardown")
+        with pins.locked():
+            for interface in home.interfaces():
+                link.detach(home.link(interface))
+            gone = home.directory.with_name(pins.REMOVING + self.name)
+            with suppress(FileNotFoundError):  # torn down by someone else
+                home.directory.rename(gone)
+            pins.remove(gone)
+        self.close()
+
+    def shadow(self, object_path: Path | None = None) -> Instance:
+        """A second program over the same configuration, with flows and counters of its own."""
+        shared = {name: self.maps[name].fd for name in mapset.CONFIGURATION}
+        loaded = program.load(object_path or default_object(), self.sizes(), shared)
+        directory = self._home.directory if self._home else None
+        return Instance(
+            self.name, _typed(loaded.maps, directory), loaded.program, loaded.sweep, home=None
+        )
+
+    def sizes(self) -> Sizes:
+        """What the maps were made with."""
+        return Sizes(**{
+            setting: self.maps[name].max_entries for name, setting in mapset.SETTING.items()
+        })  # fmt: skip
+
+    # ---- interfaces ----
+
+    def attach(self, interface: str, mode: Mode = Mode.AUTO) -> Attachment:
+        """In the calling thread's network namespace. Attached already: found, not repeated."""
+        home = self._pinned("attach")
+        with pins.locked():
+            return link.attach(home, self._program, interface, mode)
+
+    def attachments(self) -> list[Attachment]:
+        return link.attachments(self._home) if self._home else []
+
+    def detach(self, interface: str) -> None:
+        home = self._pinned("detach")
+        with pins.locked():
+            link.detach(home.link(interface))
+
+    def replace(self, object_path: Path | None = None) -> bool:
+        """A new program over the same maps; no packet is lost. False: it is the same program."""
+        home = self._pinned("replace")
+        with pins.locked():
+            _complete(home)
+            fds = {name: self.maps[name].fd for name in mapset.names()}
+            loaded = program.load(object_path or default_object(), self.sizes(), fds)
+            changed = _tags(loaded) != _tags(self._pinned_programs(home))
+            if changed:
+                _pin_programs(loaded, following(home.program), following(home.sweep))
+                _complete(home)
+                self._use(loaded)
+            _close(loaded, programs=not changed)
+        return changed
+
+    def _pinned_programs(self, home: Pins) -> Loaded:
+        """Reopened: another process may have replaced them since."""
+        now = _programs(home, read_only=False)
+        self._use(now)
+        return now
+
+    def _use(self, loaded: Loaded) -> None:
+        for fd in (self._program, self._sweep):
+            if fd >= 0:
+                os.close(fd)
+        self._program, self._sweep = loaded.program, loaded.sweep
+
+    # ---- runs ----
+
+    def run(self, frame: bytes, *, ifindex: int = 1, repeat: int = 1) -> Run:
+        """What the program does with a frame that comes in by this interface."""
+        return program.run(self._program, frame, ifindex=ifindex, repeat=repeat)
+
+    def run_live(self, frame: bytes, ifindex: int, repeat: int, batch: int = 64) -> int:
+        """The same with frames that are really sent; mean ns a frame."""
+        return program.run_live(self._program, frame, ifindex=ifindex, repeat=repeat, batch=batch)
+
+    def sweep(self, now: int | None = None) -> Sweep:
+        """Expire idle entries and count live flows anew; in the kernel where it can."""
+        report = Sweep(now=now_tick() if now is None else now)
+        if self._sweep < 0:
+            return sweeping.sweep(self.maps, report.now)
+        program.run_on(self._sweep, report)
+        return report
+
+    def program_info(self) -> ProgramInfo:
+        return program.info(self._program)
+
+    def _pinned(self, what: str) -> Pins:
+        if self._home is None:
+            raise KernelError(f"{what}: a shadow instance is pinned and attached nowhere")
+        return self._home
+
+
+# ---- first load ----
+
+
+def _build(home: Pins, sizes: Sizes, path: Path, log: Log | None) -> None:
+    """Pin under another name and rename: whoever sees the directory sees all of it."""
+    building = Pins(home.directory.with_name(pins.LOADING + home.directory.name))
+    loaded = program.load(path, sizes, {}, log)
+    try:
+        building.make()
+        for name, fd in loaded.maps.items():
+            pin(fd, building.map(name))
+        _pin_programs(loaded, building.program, building.sweep)
+        _sign(loaded)
+        pins.remove(home.directory)  # holds no program: never ours
+        building.directory.rename(home.directory)
+    finally:
+        _close(loaded, programs=True)
+        pins.remove(building.directory)
+
+
+def _sign(loaded: Loaded) -> None:
+    meta: Map[int, Meta] = Map("meta", os.dup(loaded.maps["meta"]), (int, Meta))
+    meta.put(0, Meta(abi=Abi.VERSION))
+    meta.close()
+
+
+def _pin_programs(loaded: Loaded, main: Path, sweep: Path) -> None:
+    """The sweep first: the main program's pin says that both are there."""
+    if loaded.sweep >= 0:
+        pin(loaded.sweep, sweep)
+    pin(loaded.program, main)
+
+
+# ---- replacing ----
+
+
+def _complete(home: Pins) -> None:
+    """Bring a program that waits as `program:next` into place; also for one who was killed."""
+    waiting = following(home.program)
+    new = open_pin(waiting)
+    if new is None:
+        following(home.sweep).unlink(missing_ok=True)
+        return
+    try:
+        _switch(home, new)
+        _move_sweep(home)
+        waiting.rename(home.program)
+    finally:
+        os.close(new)
+
+
+def _switch(home: Pins, new: int) -> None:
+    """Every link that does not run it yet."""
+    old, wanted = open_pin(home.program), program.info(new).id
+    if old is None:
+        return
+    try:
+        for interface in home.interfaces():
+            path = home.link(interface)
+            known = link.link_info(path)
+            if known and known.prog_id != wanted:
+                link.update(path, new, old)
+    finally:
+        os.close(old)
+
+
+def _move_sweep(home: Pins) -> None:
+    """The old sweep knows the old program's ways; without a new one Python does it."""
+    waiting = following(home.sweep)
+    if waiting.exists():
+        waiting.rename(home.sweep)
+
+
+def _tags(loaded: Loaded) -> tuple[str, str]:
+    return program.info(loaded.program).tag, (
+        program.info(loaded.sweep).tag if loaded.sweep >= 0 else ""
+    )
+
+
+# ---- adopting ----
+
+
+def _adopted(home: Pins, *, read_only: bool, sizes: Sizes | None) -> Instance:
+    """Typed maps over what is pinned, after every one of them proved to be what we think."""
+    found = _programs(home, read_only=read_only)
+    maps = _opened(home, read_only=read_only)
+    try:
+        _check_abi(home, maps)
+        if sizes:
+            _check_sizes(home, maps, sizes)
+    except KernelError:
+        _close(found, programs=True)
+        maps.close()
+        raise
+    return Instance(home.directory.name, maps, found.program, found.sweep, home)
+
+
+def _programs(home: Pins, *, read_only: bool) -> Loaded:
+    main = open_pin(home.program, read_only=read_only)
+    if main is None:
+        raise NotLoaded(
+            f"instance {home.directory.name}: nothing is loaded ({home.program} is not there);"
+            " the reconciler loads it when it starts"
+        )
+    sweep = open_pin(home.sweep, read_only=read_only)
+    return Loaded(main, -1 if sweep is None else sweep, {})
+
+
+def _opened(home: Pins, *, read_only: bool) -> Maps:
+    fds = {
+        name: open_pin(home.map(name), read_only=read_only and name not in mapset.MAPPED)
+        for name in mapset.names()
+    }
+    here = {name: fd for name, fd in fds.items() if fd is not None}
+    try:
+        for name in fds:
+            _check_map(home, name, here.get(name))
+    except AbiMismatch:
+        for fd in here.values():
+            os.close(fd)
+        raise
+    return _typed(here, home.directory, writable=not read_only)
+
+
+def _check_map(home: Pins, name: str, fd: int | None) -> None:
+    if fd is None:
+        raise AbiMismatch(f"{home.map(name)}: not pinned. {_remedy(home)}")
+    found = mapset.shape(fd)
+    program.check_shape(f"{home.map(name)}", name, found, _remedy(home))
+
+
+def _check_abi(home: Pins, maps: Maps) -> None:
+    meta = maps.meta.get(0)
+    if meta is None or meta.abi != Abi.VERSION:
+        raise AbiMismatch(
+            f"{home.map('meta')}: these maps are of ABI {meta.abi if meta else 'none'}, this"
+            f" version speaks {int(Abi.VERSION)}. {_remedy(home)}"
+        )
+
+
+def _check_sizes(home: Pins, maps: Maps, sizes: Sizes) -> None:
+    for name, setting in mapset.SETTING.items():
+        found, wanted = maps[name].max_entries, sizes.of(name)
+        if found != wanted:
+            raise AbiMismatch(
+                f"{home.map(name)}: has {found} entries, node.yaml says sizes.{setting}: {wanted}."
+                f" A loaded map does not grow: set sizes.{setting} back to {found}, or"
+                f" {_remedy(home)}"
+            )
+
+
+def _remedy(home: Pins) -> str:
+    name = home.directory.name
+    return (
+        f"forwarding goes on as it is; `reconciler teardown --instance {name}` and a start"
+        " load it anew (flows are forgotten), or run the version that loaded it"
+    )
+
+
+def _typed(fds: dict[str, int], directory: Path | None, *, writable: bool = True) -> Maps:
+    maps: dict[str, AnyMap] = {
+        name: mapset.open_map(name, fds[name], directory, writable=writable)
+        for name in mapset.names()
+    }
+    return Maps(maps)
+
+
+def _close(loaded: Loaded, *, programs: bool) -> None:
+    for fd in loaded.maps.values():
+        os.close(fd)
+    for fd in (loaded.program, loaded.sweep) if programs else ():
+        if fd >= 0:
+            os.close(fd)

@@ -1,0 +1,163 @@
+"""Where an instance lives: /sys/fs/bpf/evenkeel/<instance>/, and under which names.
+
+Paths and directory entries only; what is behind a pin is not looked at. The
+BPF file system takes no dots in names, so pins of tables are called 7-1 and
+interface names are escaped.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from errno import ENODEV
+from pathlib import Path
+from urllib.parse import unquote
+
+from bpf.errors import KernelError, Unsupported, failed
+
+BPFFS = Path("/sys/fs/bpf")
+ROOT = BPFFS / "evenkeel"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+LOADING, REMOVING = "loading:", "removing:"  # no instance can be called so
+TABLES = ("tables", "spares")  # inner maps are pinned beside the maps that name them
+NEXT = ":next"  # a program on its way in
+
+
+@dataclass(frozen=True, slots=True)
+class Pins:
+    """The paths of one instance."""
+
+    directory: Path
+
+    @classmethod
+    def of(cls, name: str) -> Pins:
+        if not NAME.fullmatch(name):
+            raise KernelError(
+                f"instance name {name!r}: use letters, digits, '-' and '_', at most 63,"
+                " starting with a letter or digit"
+            )
+        return cls(ROOT / name)
+
+    @property
+    def program(self) -> Path:
+        return self.directory / "program"
+
+    @property
+    def sweep(self) -> Path:
+        return self.directory / "sweep"
+
+    @property
+    def links(self) -> Path:
+        return self.directory / "links"
+
+    @property
+    def maps(self) -> Path:
+        return self.directory / "maps"
+
+    def map(self, name: str) -> Path:
+        return self.maps / name
+
+    def make(self) -> None:
+        for directory in (self.maps, self.links, *map(self.directory.joinpath, TABLES)):
+            directory.mkdir(parents=True, exist_ok=True)
+
+    def link(self, interface: str) -> Path:
+        return self.links / quoted(interface)
+
+    def interfaces(self) -> list[str]:
+        return [unquote(entry) for entry in entries(self.links)]
+
+    @property
+    def exists(self) -> bool:
+        return self.program.exists()
+
+
+def quoted(interface: str) -> str:
+    return interface.replace("%", "%25").replace(".", "%2E")
+
+
+def following(path: Path) -> Path:
+    """Where the successor of a pinned program waits."""
+    return path.with_name(path.name + NEXT)
+
+
+def entries(directory: Path) -> list[str]:
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+
+
+def instances() -> list[str]:
+    return [name for name in entries(ROOT) if NAME.fullmatch(name) and Pins.of(name).exists]
+
+
+def remove(directory: Path) -> None:
+    """A directory and everything pinned in it, if it is there."""
+    for name in entries(directory):
+        path = directory / name
+        if stat.S_ISDIR(path.lstat().st_mode):
+            remove(path)
+        else:
+            path.unlink(missing_ok=True)
+    if directory.exists():
+        directory.rmdir()
+
+
+def remove_leftovers() -> None:
+    """What loaders and teardowns that were killed half-way have left. Needs the lock."""
+    for name in entries(ROOT):
+        if name.startswith((LOADING, REMOVING)):
+            remove(ROOT / name)
+
+
+@contextmanager
+def locked() -> Iterator[None]:
+    """One process at a time loads, attaches, replaces or tears down."""
+    mounted()
+    handle = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def mounted() -> None:
+    """Make the BPF file system, and our directory in it, be there."""
+    try:
+        if not is_mounted():
+            _mount()
+        ROOT.mkdir(mode=0o755, exist_ok=True)
+    except PermissionError as error:
+        raise failed(f"{ROOT}: cannot be made", error.errno) from error
+
+
+def is_mounted() -> bool:
+    """Whether the last thing mounted there is a BPF file system."""
+    kind = ""
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        fields, _, source = line.partition(" - ")
+        if fields.split()[4] == str(BPFFS):
+            kind = source.split()[0]
+    return kind == "bpf"
+
+
+def _mount() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"bpf", os.fsencode(BPFFS), b"bpf", ctypes.c_ulong(0), None) == 0:
+        return
+    code = ctypes.get_errno()
+    if code == ENODEV:
+        raise Unsupported(f"{BPFFS}: this kernel has no BPF file system (CONFIG_BPF_SYSCALL)")
+    raise failed(
+        f"{BPFFS} is no BPF file system, and mounting one failed;"
+        f" as root, `mount -t bpf bpf {BPFFS}`",
+        code,
+    )
