@@ -12,7 +12,7 @@ help: ## this list
 setup: ## once per machine: distribution packages (as root) and .venv
 	@scripts/setup
 
-build: setup $(OBJECT) ## compile the packet program
+build: setup $(OBJECT) build/table.so ## compile the packet program, and the fast way to fill tables
 
 abi: build ## write bpf/abi.py anew from the object
 	$(PYTHON) -m bpf.abigen $(OBJECT) >build/abi.py && mv build/abi.py bpf/abi.py
@@ -30,10 +30,15 @@ bench: build ## nanoseconds per packet, as multiples of a trivial program (root)
 	@$(PYTHON) -m tests.bench $(ARGS)
 
 demo: build ## a lab of namespaces under load, until Ctrl-C (root). ARGS=--once, ARGS=--two-targets
-	@$(PYTHON) examples/demo/demo.py $(ARGS)
+	@PYTHONPATH=. $(PYTHON) examples/demo/demo.py $(ARGS)
 
 clean: ## what was built, not .venv
 	rm -rf build dist *.egg-info
+
+build/%.so: reconciler/%.c Makefile
+	@echo "== compiling $@"
+	@mkdir -p build
+	@$(CLANG) -O2 -Wall -Wextra -fPIC -shared -ffreestanding -nostdlib $< -o $@.new && mv $@.new $@
 
 $(OBJECT): $(wildcard bpf/*.c bpf/*.h) Makefile
 	@echo "== compiling $@"

@@ -1,0 +1,24 @@
+"""What pyproject.toml cannot say: the wheel carries what `make build` compiled. No other build logic lives here."""
+
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+COMPILED = {"build/lb.bpf.o": "bpf", "build/table.so": "reconciler"}
+
+
+class BuildPy(build_py):  # type: ignore[misc]  # setuptools has no types
+    """An installed package needs no compiler; an editable one finds build/ itself."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        for compiled, package in COMPILED.items():
+            if not Path(compiled).exists():
+                raise SystemExit(f"{compiled} is missing: make build")
+            self.copy_file(compiled, str(Path(self.build_lib, package, Path(compiled).name)))
+
+
+setup(cmdclass={"build_py": BuildPy})
