@@ -1,0 +1,226 @@
+"""The command line: reads arguments, prints, and picks the exit code. Decides nothing about backends."""
+
+import argparse
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from healthcheck import targets
+from healthcheck.checker import Engine, Watch
+from healthcheck.exchange import Result
+from healthcheck.fleet import GAP, Fleet
+from healthcheck.health import Outcome
+from healthcheck.targets import Backend, TargetsError
+
+ALL_UP, OWN_ERROR, SOME_DOWN, USAGE = 0, 1, 2, 64
+RUN_DIR = Path("/run/evenkeel")
+ROUND_VERSION = "1.0"
+
+EXAMPLES = """\
+examples:
+  healthcheck --instance edge
+        probe what the reconciler of instance edge publishes, until SIGTERM; then the map stays as it is
+  healthcheck --targets /run/evenkeel/edge/targets.json --once
+        one probe of each backend, as a table; changes nothing and needs no privilege
+  healthcheck --targets targets.json --once --output json | jq '.backends[] | select(.outcome != "pass")'
+
+exit codes: 0 done, with --once: every backend passed; 2 with --once: one did not; 1 own error; 64 usage
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    arguments = _Parser(
+        prog="healthcheck",
+        description="Probe backends, and say in the pinned health map which of them may be chosen.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    arguments.add_argument(
+        "--instance", default="default", metavar="NAME", help="which data plane (default: default)"
+    )
+    arguments.add_argument(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"where health.json is published (default: {RUN_DIR}/NAME)",
+    )
+    arguments.add_argument(
+        "--targets",
+        type=Path,
+        metavar="FILE",
+        help="what to probe, as the reconciler publishes it (default: targets.json in the run dir)",
+    )
+    arguments.add_argument(
+        "--once", action="store_true", help="one round, printed; no map and no file is written"
+    )
+    arguments.add_argument(
+        "--output", choices=("text", "json"), help="how --once prints (default: text)"
+    )
+    return arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser()
+    options = arguments.parse_args(argv)
+    if options.output and not options.once:
+        arguments.error("--output goes with --once: otherwise nothing is printed but the log")
+    if not options.instance or "/" in options.instance or options.instance.startswith("."):
+        arguments.error(f"--instance {options.instance!r}: a name, not a path")
+    run_dir: Path = options.run_dir or RUN_DIR / options.instance
+    targets_path: Path = options.targets or run_dir / "targets.json"
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    raise_descriptor_limit()
+    try:
+        if options.once:
+            return once(targets_path, options.output or "text")
+        return run(targets_path, run_dir, options.instance)
+    except (TargetsError, OSError) as error:
+        print(f"healthcheck: {error}", file=sys.stderr)
+        return OWN_ERROR
+
+
+def raise_descriptor_limit() -> int:
+    """As many sockets as we are allowed; how many probes may be under way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard
+
+
+# ---- the daemon
+
+
+def run(targets_path: Path, run_dir: Path, instance: str) -> int:
+    # Imported here: --once works where there is no bcc and no kernel to talk to.
+    from healthcheck.verdicts import open_pinned  # noqa: PLC0415
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with alone(run_dir / "healthcheck.lock"):
+        fleet = Fleet(targets_path, run_dir / "health.json", instance, open_pinned)
+        try:
+            asyncio.run(follow(fleet))
+        finally:
+            fleet.close()
+    return ALL_UP
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Two checkers on one map would write over each other's verdicts."""
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"{lock}: another healthcheck holds it; stop that one first") from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def follow(fleet: Fleet) -> None:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    fleet.engine.attach(loop)
+    while not stop.is_set():
+        fleet.look()
+        try:
+            await asyncio.wait_for(stop.wait(), GAP)
+        except TimeoutError:
+            continue
+
+
+# ---- one round
+
+
+def once(targets_path: Path, output: str) -> int:
+    backends = targets.read(targets_path).backends
+    results = asyncio.run(one_round(backends))
+    rows = [_row(backend, *results[backend]) for backend in backends]
+    print(json.dumps(_round(rows), indent=2) if output == "json" else table(rows))
+    outcomes = {result.outcome for result, _ in results.values()}
+    if Outcome.NEUTRAL in outcomes:
+        return OWN_ERROR
+    return SOME_DOWN if Outcome.FAIL in outcomes else ALL_UP
+
+
+async def one_round(backends: Sequence[Backend]) -> dict[Backend, tuple[Result, float]]:
+    subjects = {backend.subject for backend in backends}
+    results: dict[Watch, tuple[Result, float]] = {}
+    done = asyncio.Event()
+
+    def report(watch: Watch, result: Result, latency: float) -> None:
+        results[watch] = (result, latency)
+        if len(results) == len(subjects):
+            done.set()
+
+    engine = Engine(report)
+    try:
+        watches = {
+            subject: engine.once(subject.probe(), subject.check.timeout) for subject in subjects
+        }
+        engine.attach(asyncio.get_running_loop())
+        if subjects:
+            await done.wait()
+    finally:
+        engine.close()
+    return {backend: results[watches[backend.subject]] for backend in backends}
+
+
+def _row(backend: Backend, result: Result, latency: float) -> dict[str, Any]:
+    return {
+        "id": backend.id,
+        "name": backend.name,
+        "address": backend.subject.address,
+        "port": backend.subject.port,
+        "check": backend.subject.check.name,
+        "outcome": result.outcome.value,
+        "reason": result.reason,
+        "detail": result.detail,
+        "latency_ms": round(latency * 1000, 3),
+    }
+
+
+def _round(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"format_version": ROUND_VERSION, "backends": rows}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "no backend has a check"
+    head = ("BACKEND", "ADDRESS", "PORT", "CHECK", "RESULT", "MS", "REASON")
+    lines = [head] + [
+        (
+            row["name"],
+            row["address"],
+            str(row["port"]),
+            row["check"],
+            row["outcome"],
+            f"{row['latency_ms']:.1f}",
+            f"{row['reason']}: {row['detail']}" if row["detail"] else row["reason"],
+        )
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
