@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What is counted, and where: per CPU, so that nobody waits for anybody. */
+#pragma once
+
+#include "maps.h"
+#include "parse.h"
+
+static __always_inline struct cpu *this_cpu(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&cpus, &zero);
+}
+
+static __always_inline void count_verdict(struct cpu *cpu, __u32 verdict, __u32 bytes)
+{
+	if (verdict >= VERDICT_COUNT)
+		return;
+	cpu->verdict[verdict].packets++;
+	cpu->verdict[verdict].bytes += bytes;
+}
+
+static __always_inline void count_latency(struct cpu *cpu, __u64 nanoseconds)
+{
+	__u32 bucket = 0;
+
+	for (__u32 left = nanoseconds; left && bucket < LATENCY_BUCKETS - 1; left >>= 1)
+		bucket++;
+	if (bucket < LATENCY_BUCKETS)
+		cpu->latency[bucket]++;
+}
+
+static __always_inline struct counters *service_counters(__u32 id)
+{
+	__u32 index = id & ID_INDEX_MASK;
+
+	return bpf_map_lookup_elem(&service_counts, &index);
+}
+
+static __always_inline struct counters *backend_counters(__u32 id)
+{
+	__u32 index = id & ID_INDEX_MASK;
+
+	return bpf_map_lookup_elem(&backend_counts, &index);
+}
+
+static __always_inline void count_request(const struct packet *p)
+{
+	struct counters *service = service_counters(p->service);
+	struct counters *backend = backend_counters(p->backend);
+
+	if (service) {
+		service->packets++;
+		service->bytes += p->bytes;
+	}
+	if (backend) {
+		backend->packets++;
+		backend->bytes += p->bytes;
+	}
+}
+
+static __always_inline void count_reply(const struct packet *p)
+{
+	struct counters *service = service_counters(p->service);
+	struct counters *backend = backend_counters(p->backend);
+
+	if (service) {
+		service->reply_packets++;
+		service->reply_bytes += p->bytes;
+	}
+	if (backend) {
+		backend->reply_packets++;
+		backend->reply_bytes += p->bytes;
+	}
+}
+
+/* Live flows of a backend. Shared by the CPUs; what eviction makes of it, the sweep puts right. */
+static __always_inline void count_live(__u32 backend, __s32 change)
+{
+	__u32 index = backend & ID_INDEX_MASK;
+	__u32 *live_flows = bpf_map_lookup_elem(&live, &index);
+
+	if (live_flows && (change > 0 || *live_flows))
+		__sync_fetch_and_add(live_flows, change);
+}
+
+static __always_inline void count_new_flow(const struct packet *p)
+{
+	struct counters *service = service_counters(p->service);
+	struct counters *backend = backend_counters(p->backend);
+
+	if (service)
+		service->flows++;
+	if (backend)
+		backend->flows++;
+	count_live(p->backend, 1);
+}

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* One packet, top to bottom: parse, find the flow or choose a backend, send.
+ * A packet that is for no service and answers none goes to the kernel untouched.
+ */
+#include "maps.h"
+
+#include "count.h"
+#include "csum.h"
+#include "flow.h"
+#include "forward.h"
+#include "hash.h"
+#include "icmp.h"
+#include "learn.h"
+#include "parse.h"
+#include "reply.h"
+#include "select.h"
+#include "sweep.h"
+
+/* A malformed packet is dropped only when it is for a service. */
+static __noinline int malformed(struct packet *p, int verdict)
+{
+	__u8 proto = verdict == VERDICT_BAD_TCP ? IPPROTO_TCP :
+		     verdict == VERDICT_BAD_UDP ? IPPROTO_UDP : 0;
+
+	if (verdict < VERDICT_BAD_IP_HEADER || verdict > VERDICT_BAD_ICMP ||
+	    !(p->kinds & ADDRESS_SERVICE))
+		return VERDICT_NOT_OURS;
+	return frontend_entry(p->family, &p->tuple.daddr, 0, proto) ? verdict : VERDICT_NOT_OURS;
+}
+
+/* A packet of TCP or UDP, or a fragment of it. */
+static __always_inline int transport(struct xdp_md *ctx, struct packet *p,
+				     const struct settings *set)
+{
+	int verdict = VERDICT_NOT_OURS;
+
+	if (p->kinds & ADDRESS_SERVICE)
+		verdict = forward(ctx, p, set);
+	if (verdict == VERDICT_NOT_OURS && p->kinds & (ADDRESS_NAT_BACKEND | ADDRESS_NAT_SOURCE))
+		verdict = give_back(ctx, p, set);
+	return verdict == VERDICT_TOO_BIG ? answer_too_big(ctx, p) : verdict;
+}
+
+static __always_inline int balance(struct xdp_md *ctx, struct packet *p,
+				   const struct settings *set)
+{
+	int verdict = parse_addresses(ctx, p);
+
+	if (verdict != GO_ON)
+		return verdict;
+	verdict = parse(ctx, p);
+	if (verdict != GO_ON)
+		return malformed(p, verdict);
+	if (p->what < WHAT_ECHO)
+		return transport(ctx, p, set);
+	if (p->what == WHAT_ERROR)
+		return icmp_error(ctx, p);
+	return p->kinds & ADDRESS_SERVICE ? answer_echo(ctx, p) : VERDICT_NOT_OURS;
+}
+
+/* The only place that names what XDP does with a packet. */
+static __always_inline int act(struct xdp_md *ctx, const struct packet *p, int verdict,
+			       const struct settings *set)
+{
+	switch (verdict) {
+	case VERDICT_NOT_OURS:
+	case VERDICT_TRUNCATED:
+	case VERDICT_RETURN_PASSED:
+		return XDP_PASS;
+	case VERDICT_FORWARDED:
+	case VERDICT_RETURNED:
+	case VERDICT_ICMP_FORWARDED:
+	case VERDICT_ICMP_RETURNED:
+	case VERDICT_ECHO_ANSWERED:
+	case VERDICT_TOO_BIG_ANSWERED:
+		if (p->egress == ctx->ingress_ifindex && !(set->flags & SETTING_REDIRECT_ALWAYS))
+			return XDP_TX;
+		return bpf_redirect(p->egress, 0);
+	default:
+		return XDP_DROP;
+	}
+}
+
+SEC("xdp.frags")
+int lb(struct xdp_md *ctx)
+{
+	struct settings *set = the_settings();
+	struct cpu *cpu = this_cpu();
+	struct packet *p = fresh_packet();
+	__u64 started = 0;
+	int verdict, action;
+
+	if (!set || !cpu || !p)
+		return XDP_PASS;
+	if (!(cpu->packets++ & set->sample_mask))
+		started = bpf_ktime_get_ns();
+	verdict = balance(ctx, p, set);
+	count_verdict(cpu, verdict, p->bytes);
+	action = act(ctx, p, verdict, set);
+	if (started)
+		count_latency(cpu, bpf_ktime_get_ns() - started);
+	return action;
+}
+
+/* The object's types are the contract that bpf/abi.py is generated from, and clang
+ * leaves out those that nothing names. Never called, so never loaded.
+ */
+struct contract {
+	enum abi abi;
+	enum id_layout id_layout;
+	enum limit limit;
+	enum frontend_mark frontend_mark;
+	enum forward forward;
+	enum balance balance;
+	enum hash_fields hash_fields;
+	enum service_flag service_flag;
+	enum backend_flag backend_flag;
+	enum setting_flag setting_flag;
+	enum address_kind address_kind;
+	enum phase phase;
+	enum health_state health_state;
+	enum side side;
+	enum flow_state flow_state;
+	enum verdict verdict;
+};
+
+__attribute__((used)) int contract(struct contract *all)
+{
+	return all ? all->verdict : 0;
+}
+
+char LICENSE[] SEC("license") = "GPL";

@@ -1,0 +1,287 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* From a client: the flow that is known, or the backend that is chosen and,
+ * where the service wants it, remembered.
+ */
+#pragma once
+
+#include "flow.h"
+#include "forward.h"
+#include "parse.h"
+#include "select.h"
+
+enum learning {
+	LEARN_NOTHING,
+	LEARN_OPENING,
+	LEARN_FLOW,
+};
+
+static __always_inline enum learning what_to_learn(const struct packet *p, const struct service *s)
+{
+	if (!keeps_flows(s))
+		return LEARN_NOTHING;
+	if (p->what == WHAT_SYN)
+		return needs_entry(s) ? LEARN_OPENING : LEARN_NOTHING;
+	return p->what == WHAT_TCP ? LEARN_NOTHING : LEARN_FLOW;
+}
+
+/* Chooses for p->service, into p->backend; GO_ON if the packet can be sent there. */
+static __always_inline int choose_sendable(struct xdp_md *ctx, struct packet *p,
+					   const struct service *s, const struct settings *set,
+					   __u32 retry)
+{
+	struct backend *backend;
+
+	p->backend = choose(p, retry);
+	backend = backend_of(p->backend);
+	return backend ? sendable(ctx, p, s, backend, set) : VERDICT_NO_BACKEND;
+}
+
+/* nat: the entry for replies, for the first choice whose entry is no one else's. */
+static __always_inline int claim_choice(struct xdp_md *ctx, struct packet *p,
+					const struct service *s, const struct settings *set,
+					__u32 claim)
+{
+	int verdict = claim_return(p, claim);
+
+	for (__u32 retry = 1; retry <= RETURN_TRIES; retry++) {
+		if (verdict != VERDICT_RETURN_TAKEN)
+			return verdict;
+		verdict = choose_sendable(ctx, p, s, set, retry);
+		if (verdict != GO_ON)
+			return verdict;
+		verdict = claim_return(p, claim);
+	}
+	return verdict;
+}
+
+static __noinline int remember(struct packet *p, const struct service *s, __u32 learning)
+{
+	struct flow flow = {
+		.backend = p->backend,
+		.frontend = p->frontend,
+		.seen = p->now,
+		.hop = p->source_port,
+	};
+	long failed;
+
+	if (learning == LEARN_OPENING)
+		failed = put_opening(p->family, &p->tuple, SIDE_CLIENT, NULL, &flow, BPF_ANY);
+	else
+		failed = put_flow(p->family, &p->tuple, &flow);
+	if (failed)
+		return needs_entry(s) ? VERDICT_NO_ROOM : GO_ON;
+	count_new_flow(p);
+	return GO_ON;
+}
+
+/* A packet without a flow. GO_ON: p->backend is where it goes, and what there is to learn is learnt. */
+__attribute__((noinline)) int open_flow(struct xdp_md *ctx, struct packet *p)
+{
+	struct service *s = p ? service_of(p->service) : NULL;
+	struct settings *set = the_settings();
+	__u32 learning, claim;
+	int verdict;
+
+	if (!p || !s || !set)
+		return VERDICT_NO_BACKEND;
+	p->source_port = 0;
+	make_draw(p, s);
+	verdict = choose_sendable(ctx, p, s, set, 0);
+	if (verdict != GO_ON)
+		return verdict;
+	learning = what_to_learn(p, s);
+	if (learning == LEARN_NOTHING)
+		return s->forward == FORWARD_FULLNAT ? VERDICT_NO_FLOW : GO_ON;
+	if (!gate_open(s->id, s->gate, p->now))
+		return needs_entry(s) ? VERDICT_GATED : GO_ON;
+	claim = learning == LEARN_OPENING ? CLAIM_OPENING : CLAIM_FLOW;
+	if (s->forward == FORWARD_FULLNAT)
+		verdict = claim_port(p, claim);
+	else if (s->forward == FORWARD_NAT)
+		verdict = claim_choice(ctx, p, s, set, claim);
+	return verdict == GO_ON ? remember(p, s, learning) : verdict;
+}
+
+/* FIN and RST from the client, on its flow and on the entry for replies. */
+static __noinline void follow_ending(struct packet *p, struct flow *flow, const struct service *s)
+{
+	struct flow *back;
+
+	flow->state |= p->ending;
+	if (is_over(flow->state, s))
+		end_flow(flow);
+	if (!translates(s) || !reply_tuple(p, &p->reply))
+		return;
+	back = find_return(p->family, &p->reply, NULL);
+	if (back)
+		back->state |= flow->state;
+}
+
+/* Once a tick: the entry is fresh, and so is the one for replies. False: that one is another's. */
+static __noinline bool refresh(struct packet *p, struct flow *flow, const struct service *s)
+{
+	if (translates(s) && claim_return(p, CLAIM_ASSERT) == VERDICT_RETURN_TAKEN)
+		return false;
+	flow->seen = p->now;
+	return true;
+}
+
+static __always_inline void forget(struct flow *flow)
+{
+	if (!(flow->state & FLOW_CLOSED))
+		count_live(flow->backend, -1);
+}
+
+/* The handshake is over: both entries move to where a flood of SYNs cannot evict them. */
+static __always_inline bool promote(struct packet *p, const struct flow *opening,
+				    const struct service *s)
+{
+	struct flow flow = *opening;
+
+	flow.seen = p->now;
+	if (translates(s) && claim_return(p, CLAIM_FLOW) != GO_ON)
+		return false;
+	put_flow(p->family, &p->tuple, &flow);
+	drop_opening(p->family, &p->tuple, SIDE_CLIENT);
+	return true;
+}
+
+static __always_inline void abandon(struct packet *p, struct flow *opening,
+				    const struct service *s)
+{
+	forget(opening);
+	if (translates(s) && reply_tuple(p, &p->reply))
+		drop_opening(p->family, &p->reply, SIDE_BACKEND);
+	drop_opening(p->family, &p->tuple, SIDE_CLIENT);
+}
+
+/* A half-open flow and the client's next packet. GO_ON: send it; NO_FLOW: as if there had been none. */
+__attribute__((noinline)) int open_further(struct xdp_md *ctx, struct packet *p)
+{
+	struct settings *set = the_settings();
+	struct backend *backend;
+	struct service *s;
+	struct flow *flow;
+	int verdict;
+
+	if (!p || !set)
+		return VERDICT_NO_FLOW;
+	flow = find_opening(p->family, &p->tuple, SIDE_CLIENT, NULL);
+	if (!flow)
+		return VERDICT_NO_FLOW;
+	if (!stands(p, flow, set))
+		goto gone;
+	s = service_of(p->service);
+	backend = backend_of(p->backend);
+	if (!s || !backend)
+		goto gone;
+	p->source_port = flow->hop;
+	verdict = sendable(ctx, p, s, backend, set);
+	if (verdict != GO_ON)
+		return verdict;
+	if (p->what == WHAT_ACK) {
+		if (!promote(p, flow, s))
+			goto gone;
+	} else if (p->ending & FLOW_RESET) {
+		abandon(p, flow, s);
+	} else {
+		flow->seen = p->now;
+		if (p->ending)
+			follow_ending(p, flow, s);
+	}
+	return GO_ON;
+gone:
+	forget(flow);
+	drop_opening(p->family, &p->tuple, SIDE_CLIENT);
+	return VERDICT_NO_FLOW;
+}
+
+/* No flow is known: half-open, or new. GO_ON: p->backend is where it goes. */
+static __noinline int without_flow(struct xdp_md *ctx, struct packet *p)
+{
+	struct service *s = service_of(p->service);
+	int verdict;
+
+	if (!s)
+		return VERDICT_NO_BACKEND;
+	if (p->fragment && s->forward == FORWARD_FULLNAT)
+		return VERDICT_FRAGMENT;
+	if (opens(p, s)) {
+		verdict = open_further(ctx, p);
+		if (verdict != VERDICT_NO_FLOW)
+			return verdict;
+	}
+	return open_flow(ctx, p);
+}
+
+/* The known flow. GO_ON: p->backend is where it goes; NO_FLOW: there is none (any more). */
+static __always_inline int with_flow(struct xdp_md *ctx, struct packet *p,
+				     const struct settings *set)
+{
+	struct flow *flow = find_flow(p->family, &p->tuple);
+	struct backend *backend;
+	struct service *s;
+	int verdict;
+
+	if (!flow)
+		return VERDICT_NO_FLOW;
+	if (!stands(p, flow, set))
+		goto gone;
+	s = service_of(p->service);
+	backend = backend_of(p->backend);
+	if (!s || !backend)
+		goto gone;
+	p->source_port = flow->hop;
+	verdict = sendable(ctx, p, s, backend, set);
+	if (verdict != GO_ON)
+		return verdict;
+	if (flow->seen != p->now && !refresh(p, flow, s))
+		goto gone;
+	if (p->ending)
+		follow_ending(p, flow, s);
+	return GO_ON;
+gone:
+	forget(flow);
+	drop_flow(p->family, &p->tuple);
+	return VERDICT_NO_FLOW;
+}
+
+/* NOT_OURS: no frontend wants it. */
+static __always_inline int forward(struct xdp_md *ctx, struct packet *p, const struct settings *set)
+{
+	struct backend *backend;
+	struct service *s;
+	int verdict = VERDICT_NO_FLOW;
+
+	p->now = bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
+	if (p->kinds & ADDRESS_TABLE_FIRST) {
+		verdict = find_frontend(p, &p->tuple);
+		if (verdict != GO_ON)
+			return verdict;
+		s = service_of(p->service);
+		if (s && keeps_flows(s))
+			verdict = with_flow(ctx, p, set);
+		else
+			verdict = VERDICT_NO_FLOW;
+		if (verdict == VERDICT_NO_FLOW)
+			verdict = without_flow(ctx, p);
+	} else {
+		verdict = with_flow(ctx, p, set);
+		if (verdict == VERDICT_NO_FLOW) {
+			verdict = find_frontend(p, &p->tuple);
+			if (verdict != GO_ON)
+				return verdict;
+			verdict = without_flow(ctx, p);
+		}
+	}
+	if (verdict != GO_ON)
+		return verdict;
+	s = service_of(p->service);
+	backend = backend_of(p->backend);
+	if (!s || !backend)
+		return VERDICT_NO_BACKEND;
+	verdict = deliver(ctx, p, s, backend, set);
+	if (verdict == VERDICT_FORWARDED)
+		count_request(p);
+	return verdict;
+}
