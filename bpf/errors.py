@@ -51,7 +51,8 @@ def reason(code: int) -> str:
 
 def failed(what: str, code: int, log: Iterable[str] = ()) -> KernelError:
     """The error for a failed call to the kernel; `log` is what libbpf said meanwhile."""
-    if abs(code) in (EPERM, EACCES):
+    log = list(log)
+    if abs(code) == EPERM or (abs(code) == EACCES and not log):  # EACCES is the verifier's no, too
         return NotPermitted(f"{what}: {reason(code)}. {_privileges()}{_tail(log)}")
     if release() < OLDEST:
         return Unsupported(f"{what}: {reason(code)}. {_too_old()}{_tail(log)}")

@@ -55,14 +55,16 @@ __all__ = [
     "default_object",
     "instances",
     "now_tick",
+    "teardown",
 ]
 
 Log = Callable[[str], None]
+MONOTONIC_COARSE = 6  # Linux's number; Python has no name for it
 
 
 def now_tick() -> int:
     """The program's clock: coarse, monotonic, about one second a tick."""
-    return time.clock_gettime_ns(time.CLOCK_MONOTONIC_COARSE) >> Limit.TICK_SHIFT
+    return time.clock_gettime_ns(MONOTONIC_COARSE) >> Limit.TICK_SHIFT
 
 
 class Instance:
@@ -124,24 +126,17 @@ class Instance:
 
     def teardown(self) -> None:
         """Detach, unpin, close. Flows and counters are gone after this."""
-        home = self._pinned("teardown")
-        with pins.locked():
-            for interface in home.interfaces():
-                link.detach(home.link(interface))
-            gone = home.directory.with_name(pins.REMOVING + self.name)
-            with suppress(FileNotFoundError):  # torn down by someone else
-                home.directory.rename(gone)
-            pins.remove(gone)
+        self._pinned("teardown")
+        teardown(self.name)
         self.close()
 
     def shadow(self, object_path: Path | None = None) -> Instance:
         """A second program over the same configuration, with flows and counters of its own."""
         shared = {name: self.maps[name].fd for name in mapset.CONFIGURATION}
         loaded = program.load(object_path or default_object(), self.sizes(), shared)
-        directory = self._home.directory if self._home else None
-        return Instance(
-            self.name, _typed(loaded.maps, directory), loaded.program, loaded.sweep, home=None
-        )
+        tables = self.maps.tables.directory
+        maps = _typed(loaded.maps, tables.parent if tables else None)
+        return Instance(self.name, maps, loaded.program, loaded.sweep, home=None)
 
     def sizes(self) -> Sizes:
         """What the maps were made with."""
@@ -155,6 +150,7 @@ class Instance:
         """In the calling thread's network namespace. Attached already: found, not repeated."""
         home = self._pinned("attach")
         with pins.locked():
+            self._reopen(home)
             return link.attach(home, self._program, interface, mode)
 
     def attachments(self) -> list[Attachment]:
@@ -172,7 +168,7 @@ class Instance:
             _complete(home)
             fds = {name: self.maps[name].fd for name in mapset.names()}
             loaded = program.load(object_path or default_object(), self.sizes(), fds)
-            changed = _tags(loaded) != _tags(self._pinned_programs(home))
+            changed = _tags(loaded) != _tags(self._reopen(home))
             if changed:
                 _pin_programs(loaded, following(home.program), following(home.sweep))
                 _complete(home)
@@ -180,7 +176,7 @@ class Instance:
             _close(loaded, programs=not changed)
         return changed
 
-    def _pinned_programs(self, home: Pins) -> Loaded:
+    def _reopen(self, home: Pins) -> Loaded:
         """Reopened: another process may have replaced them since."""
         now = _programs(home, read_only=False)
         self._use(now)
@@ -219,11 +215,28 @@ class Instance:
         return self._home
 
 
+def teardown(name: str) -> None:
+    """Detach and unpin an instance of whatever version, whole or not."""
+    home = Pins.of(name)
+    with pins.locked():
+        for interface in home.interfaces():
+            link.detach(home.link(interface))
+        gone = home.directory.with_name(pins.REMOVING + name)
+        pins.remove(gone)
+        with suppress(FileNotFoundError):
+            home.directory.rename(gone)
+        pins.remove(gone)
+
+
 # ---- first load ----
 
 
 def _build(home: Pins, sizes: Sizes, path: Path, log: Log | None) -> None:
     """Pin under another name and rename: whoever sees the directory sees all of it."""
+    if home.interfaces():
+        raise AbiMismatch(
+            f"{home.program}: not there, but interfaces are attached. {_remedy(home)}"
+        )
     building = Pins(home.directory.with_name(pins.LOADING + home.directory.name))
     loaded = program.load(path, sizes, {}, log)
     try:
@@ -232,7 +245,7 @@ def _build(home: Pins, sizes: Sizes, path: Path, log: Log | None) -> None:
             pin(fd, building.map(name))
         _pin_programs(loaded, building.program, building.sweep)
         _sign(loaded)
-        pins.remove(home.directory)  # holds no program: never ours
+        pins.remove(home.directory)  # neither a program nor links: nothing runs by it
         building.directory.rename(home.directory)
     finally:
         _close(loaded, programs=True)
@@ -286,7 +299,7 @@ def _switch(home: Pins, new: int) -> None:
 
 
 def _move_sweep(home: Pins) -> None:
-    """The old sweep knows the old program's ways; without a new one Python does it."""
+    """Where the new object has none, the old one stays: it means the same by the same maps."""
     waiting = following(home.sweep)
     if waiting.exists():
         waiting.rename(home.sweep)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Self
 
-be16 = ctypes.c_uint16.__ctype_be__
-be32 = ctypes.c_uint32.__ctype_be__
+be16 = ctypes.c_uint16.__ctype_be__  # type: ignore[attr-defined]
+be32 = ctypes.c_uint32.__ctype_be__  # type: ignore[attr-defined]
 
 IPV4_BYTES, IPV6_BYTES, MAC_BYTES = 4, 16, 6
 LONG = 64
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     class Numbers:
         """An array field to a type checker: reads as an array, takes any integers."""
 
-        @overload
-        def __get__(self, owner: None, kind: type) -> Self: ...
-        @overload
         def __get__(self, owner: object, kind: type) -> ctypes.Array[Any]: ...
         def __set__(self, owner: object, value: Iterable[int]) -> None: ...
 
@@ -96,7 +93,7 @@ def _readable(kind: Any, value: Any) -> str:  # noqa: ANN401 -- whatever the fie
         return str(IPv4Address(value))
     if not isinstance(value, ctypes.Array):
         return repr(value)
-    if kind._type_ is not ctypes.c_uint8:  # noqa: SLF001 -- ctypes' own way to ask
+    if kind._type_ is not ctypes.c_uint8:  # ctypes' own way to ask
         return repr(list(value)) if len(value) <= LONG else f"<{len(value)} entries>"
     return _octets(bytes(value))
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
+
+from bpf import errors
+from bpf.errors import Unsupported
 
 LOG_BYTES = 16 << 20  # the verifier's own maximum; pages are touched only when written
 PATH = c_char_p
@@ -65,34 +69,50 @@ Print = ctypes.CFUNCTYPE(c_int, c_int, c_void_p, c_void_p)
 
 @cache
 def lib() -> Any:  # noqa: ANN401 -- a library is what its functions are
-    from bcc import libbcc  # noqa: PLC0415 -- see the module's docstring
-
-    library = libbcc.lib
+    library = _bcc()
     for name, (result, arguments) in PROTOTYPES.items():
-        function = getattr(library, name)
+        function = getattr(library, name, None)
+        if function is None:
+            raise Unsupported(f"libbpf has no {name}: version 1.0 or later is needed")
         function.restype, function.argtypes = result, arguments
-    library.libbpf_set_print(_callback)
+    library.libbpf_set_print(_print)
     return library
 
 
-class _Log:
-    """Where libbpf's messages go. Without a listener they are dropped, never printed."""
+def _bcc() -> Any:  # noqa: ANN401
+    try:
+        from bcc import libbcc  # noqa: PLC0415 -- see the module's docstring
+    except ModuleNotFoundError as error:
+        raise Unsupported(
+            "Python cannot import bcc: install python3-bpfcc, and run the distribution's Python"
+            " or an environment made of it with --system-site-packages (PyPI's bcc is another)"
+        ) from error
+    return libbcc.lib
 
-    lines: ClassVar[list[str] | None] = None
-    buffer: ClassVar[mmap.mmap | None] = None
+
+class _Log(threading.local):
+    """Where a thread's messages go. Without a listener they are dropped, never printed."""
+
+    lines: list[str] | None = None
+    buffer: mmap.mmap | None = None
 
 
-@Print
-def _callback(_level: int, form: int, arguments: int) -> int:
-    if _Log.lines is not None:
-        _Log.lines.append(_formatted(form, arguments))
+_log = _Log()
+
+
+def _hear(_level: int, form: int, arguments: int) -> int:
+    if _log.lines is not None:
+        _log.lines.append(_formatted(form, arguments))
     return 0
 
 
+_print = Print(_hear)
+
+
 def _formatted(form: int, arguments: int) -> str:
-    if _Log.buffer is None:
-        _Log.buffer = mmap.mmap(-1, LOG_BYTES)
-    target = ctypes.addressof(ctypes.c_char.from_buffer(_Log.buffer))
+    if _log.buffer is None:
+        _log.buffer = mmap.mmap(-1, LOG_BYTES)
+    target = ctypes.addressof(ctypes.c_char.from_buffer(_log.buffer))
     _vsnprintf()(target, LOG_BYTES, form, arguments)
     return ctypes.string_at(target).decode(errors="replace")
 
@@ -108,11 +128,12 @@ def _vsnprintf() -> Any:  # noqa: ANN401
 def captured() -> Iterator[list[str]]:
     """What libbpf and the verifier say meanwhile."""
     lib()
-    before, _Log.lines = _Log.lines, []
+    before, said = _log.lines, list[str]()
+    _log.lines = said
     try:
-        yield _Log.lines
+        yield said
     finally:
-        _Log.lines = before
+        _log.lines = before
 
 
 # ---- options and answers, as bpf.h lays them out ----
@@ -302,10 +323,10 @@ Answer = TypeVar("Answer", MapInfo, LinkInfo, ProgInfo)
 
 
 def info(fd: int, kind: type[Answer]) -> Answer:
-    """What the kernel says about an object. OSError when it says nothing."""
+    """What the kernel says about an object."""
     answer = kind()
     size = c_uint32(ctypes.sizeof(answer))
     code = lib().bpf_obj_get_info_by_fd(fd, ctypes.byref(answer), ctypes.byref(size))
     if code < 0:
-        raise OSError(-code, f"no information about file descriptor {fd}")
+        raise errors.failed(f"file descriptor {fd}: asking what it is", code)
     return answer

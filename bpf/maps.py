@@ -10,7 +10,7 @@ import ctypes
 import mmap
 import os
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from ctypes import byref, c_uint32
 from errno import ENOENT, ENOSPC
 from typing import Any, Generic, TypeVar, cast
@@ -112,7 +112,12 @@ class Map(Generic[K, V]):
 
     def items(self) -> list[tuple[K, V]]:
         """Every entry; of an array, every entry that is not all zero."""
-        return [pair for batch in self._batches(self.value_size) for pair in self._decode(*batch)]
+        return list(self.scan())
+
+    def scan(self) -> Iterator[tuple[K, V]]:
+        """The same, batch by batch: of a large map never all at once."""
+        for batch in self._batches(self.value_size):
+            yield from self._decode(*batch)
 
     def put_many(self, entries: Iterable[tuple[K, V]]) -> None:
         self._check_writable()
@@ -148,7 +153,7 @@ class Map(Generic[K, V]):
             raise self._failed(f"deleting {left} entries", code)
         return count.value
 
-    def _batches(self, value_size: int) -> Iterable[tuple[Buffer, Buffer, int]]:
+    def _batches(self, value_size: int) -> Iterator[tuple[Buffer, Buffer, int]]:
         """Raw keys and values, as the kernel hands them out."""
         cursor, more, room = None, True, min(self.max_entries, BATCH)
         while more:
@@ -242,10 +247,7 @@ class PerCpuMap(Map[K, V]):
             for part in [memory[i * each : (i + 1) * each]]
         ]
 
-    def put(self, key: K, value: V, *, create: bool = False) -> None:
-        raise TypeError(f"map {self.name} is counted in by the program alone")
-
-    def put_many(self, entries: Iterable[tuple[K, V]]) -> None:
+    def _check_writable(self) -> None:
         raise TypeError(f"map {self.name} is counted in by the program alone")
 
     def _sum(self, data: memoryview) -> V:

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from errno import ENODEV
+from errno import EACCES, ENODEV
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -75,7 +75,7 @@ class Pins:
 
     @property
     def exists(self) -> bool:
-        return self.program.exists()
+        return self.program.name in entries(self.directory)
 
 
 def quoted(interface: str) -> str:
@@ -89,9 +89,11 @@ def following(path: Path) -> Path:
 
 def entries(directory: Path) -> list[str]:
     try:
-        return sorted(os.listdir(directory))
+        return sorted(path.name for path in directory.iterdir())
     except FileNotFoundError:
         return []
+    except PermissionError as error:
+        raise failed(f"{directory}: listing", EACCES) from error
 
 
 def instances() -> list[str]:
@@ -136,7 +138,7 @@ def mounted() -> None:
             _mount()
         ROOT.mkdir(mode=0o755, exist_ok=True)
     except PermissionError as error:
-        raise failed(f"{ROOT}: cannot be made", error.errno) from error
+        raise failed(f"{ROOT}: making it", EACCES) from error
 
 
 def is_mounted() -> bool:

@@ -102,7 +102,7 @@ def _load(path: Path, sizes: Sizes, reuse: Mapping[str, int], *, sweep: bool) ->
         lib = libbpf.lib()
         second = lib.bpf_object__find_program_by_name(handle, SWEEP)
         if second and not sweep:
-            lib.bpf_program__set_autoload(second, False)  # noqa: FBT003
+            lib.bpf_program__set_autoload(second, False)
         code = lib.bpf_object__load(handle)
         if code < 0:
             raise errors.failed(f"{path}: loading", code, said)

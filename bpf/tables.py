@@ -6,10 +6,9 @@ the id would need CAP_SYS_ADMIN. Which backend sits in a slot is not decided her
 
 from __future__ import annotations
 
-import ctypes
 import os
 from array import array
-from ctypes import byref, c_uint32
+from ctypes import byref
 from dataclasses import dataclass
 from errno import ENOENT
 from pathlib import Path
@@ -25,6 +24,7 @@ READ_ONLY = 1 << 3  # BPF_F_RDONLY
 SLOT = 4
 STRIDE = round8(SLOT) // SLOT  # the kernel keeps array entries eight bytes apart
 WORD = "I"
+ATTEMPTS = 3
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Inner:
     @classmethod
     def of(cls, fd: int, *, writable: bool) -> Inner:
         info = libbpf.info(fd, libbpf.MapInfo)
-        memory = mapped(fd, round8(SLOT) * info.max_entries, writable).cast(WORD)
+        memory = mapped(fd, round8(SLOT) * info.max_entries, writable).cast("I")
         return cls(fd, info.id, memory[::STRIDE])
 
     def write(self, slots: array[int]) -> None:
@@ -112,10 +112,22 @@ class TableMap:
 
     def _current(self, index: int) -> Inner | None:
         """The table that packets see now, whoever put it there."""
-        wanted = self.outer.get(index)
-        known = self._inner.get(index)
-        if wanted is None or (known and known.id == wanted):
-            return known if wanted else None
+        for _ in range(ATTEMPTS):  # it may be replaced while we look for its pin
+            wanted = self.outer.get(index)
+            if wanted is None:
+                return None
+            if inner := self._known(index, wanted) or self._found(index, wanted):
+                return inner
+        raise KernelError(
+            f"map {self.name}: the table of pool {index} is not pinned in {self.directory};"
+            " somebody unpinned it. Delete the pool's table and write it anew"
+        )
+
+    def _known(self, index: int, wanted: int) -> Inner | None:
+        inner = self._inner.get(index)
+        return inner if inner and inner.id == wanted else None
+
+    def _found(self, index: int, wanted: int) -> Inner | None:
         self._forget(index)
         for path in self._pins().get(index, []):
             inner = self._open(path)
@@ -124,11 +136,7 @@ class TableMap:
                 return inner
             if inner:
                 inner.close()
-        raise KernelError(
-            f"map {self.name}: the table of pool {index} is not pinned in {self.directory};"
-            " another process replaced or unpinned it. Try again; if it stays,"
-            " delete the pool and let the reconciler write it anew"
-        )
+        return None
 
     def _replace(self, index: int, slots: array[int]) -> None:
         inner = self._new(index, slots)
@@ -161,8 +169,8 @@ class TableMap:
 
     def _pins(self) -> dict[int, list[Path]]:
         found: dict[int, list[Path]] = {}
-        for name in os.listdir(self.directory) if self.directory else []:
-            found.setdefault(int(name.partition("-")[0]), []).append(self.directory / name)
+        for path in self.directory.iterdir() if self.directory else ():
+            found.setdefault(int(path.name.partition("-")[0]), []).append(path)
         return found
 
     def _pin(self, index: int, inner: Inner) -> None:
