@@ -57,7 +57,6 @@ PROTOTYPES: _Prototypes = {
     "bpf_map__type": (c_int, [c_void_p]),
     "bpf_map__key_size": (c_uint32, [c_void_p]),
     "bpf_map__value_size": (c_uint32, [c_void_p]),
-    "bpf_map__is_internal": (c_bool, [c_void_p]),
     "bpf_map__set_max_entries": (c_int, [c_void_p, c_uint32]),
     "bpf_map__reuse_fd": (c_int, [c_void_p, c_int]),
     "libbpf_num_possible_cpus": (c_int, []),

@@ -53,7 +53,7 @@ class Attachment:
     reason: str = ""
 
 
-class Refused(Exception):  # noqa: N818 -- an answer, not a failure
+class Refused(Exception):
     """The kernel said no to one mode."""
 
     def __init__(self, code: int) -> None:

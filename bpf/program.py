@@ -123,11 +123,12 @@ def _opened(path: Path, said: list[str]) -> Iterator[int]:
 
 
 def _maps(handle: int) -> Iterator[tuple[str, int]]:
-    """The object's own maps; not those that the compiler's sections become."""
-    lib, found = libbpf.lib(), None
+    """The maps of the contract. Any other is the program's own: made anew with it, pinned nowhere."""
+    lib, found, known = libbpf.lib(), None, set(mapset.names())
     while found := lib.bpf_object__next_map(handle, found):
-        if not lib.bpf_map__is_internal(found):
-            yield lib.bpf_map__name(found).decode(), found
+        name = lib.bpf_map__name(found).decode()
+        if name in known:
+            yield name, found
 
 
 def _prepare(handle: int, path: Path, sizes: Sizes, reuse: Mapping[str, int]) -> None:
@@ -144,12 +145,10 @@ def _prepare(handle: int, path: Path, sizes: Sizes, reuse: Mapping[str, int]) ->
 
 
 def _check_names(path: Path, found: set[str]) -> None:
-    wanted = set(mapset.names())
-    if wanted != found:
-        differ = ", ".join(sorted(wanted ^ found))
+    if missing := set(mapset.names()) - found:
         raise AbiMismatch(
-            f"{path}: its maps are not those of bpf/mapset.py: {differ};"
-            " object and Python are of different versions, build or install both anew"
+            f"{path}: has no map {', '.join(sorted(missing))}; object and Python are of different"
+            " versions, build or install both anew"
         )
 
 
