@@ -1,0 +1,169 @@
+"""Where a row's nanoseconds go: sampled by perf, told by function, source file and line.
+
+A software clock does the sampling, so it works in virtual machines without counters. What
+an interrupt hits is the instruction that waits, not always the one that made it wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bisect
+import ctypes
+import shutil
+import signal
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ctypes import c_char_p, c_uint32, c_uint64, c_void_p
+from dataclasses import dataclass
+from os import getpid
+from pathlib import Path
+
+from bpf import libbpf
+from bpf.libbpf import ProgInfo
+from bpf.mapset import Sizes
+from tests.bench import cases
+from tests.bench.cases import Row
+from tests.bench.dataplane import LARGE, call_overhead, chosen, pinned_to_one_cpu
+from tests.bench.rig import Rig
+from tests.bench.wrapper import BenchError
+
+DATA = Path("build/bench/perf.data")
+RATE = 15_000
+REPEAT = 3_000_000
+LINES = 16
+
+
+class LineInfo(ctypes.Structure):
+    """struct bpf_line_info."""
+
+    instruction: int
+    file: int
+    text: int
+    line: int
+    _fields_ = (
+        ("instruction", c_uint32),
+        ("file", c_uint32),
+        ("text", c_uint32),
+        ("line", c_uint32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Machine code addresses of a program, in order, and the lines that begin there."""
+
+    addresses: list[int]
+    lines: list[str]
+
+    def at(self, address: int) -> str:
+        return self.lines[bisect.bisect_right(self.addresses, address) - 1]
+
+
+def source_of(program: int) -> Source:
+    """Which line each address of the program comes from, as the kernel knows it."""
+    known = libbpf.info(program, ProgInfo)
+    addresses = (c_uint64 * known.nr_jited_line_info)()
+    lines = (LineInfo * known.nr_line_info)()
+    wanted = ProgInfo(
+        jited_line_info=ctypes.addressof(addresses),
+        nr_jited_line_info=len(addresses),
+        jited_line_info_rec_size=8,
+        line_info=ctypes.addressof(lines),
+        nr_line_info=len(lines),
+        line_info_rec_size=ctypes.sizeof(LineInfo),
+    )
+    size = c_uint32(ctypes.sizeof(wanted))
+    code = libbpf.lib().bpf_obj_get_info_by_fd(program, ctypes.byref(wanted), ctypes.byref(size))
+    if code < 0:
+        raise BenchError("no line information: is kernel.kptr_restrict or the JIT's set?")
+    with _names(known.btf_id) as name:
+        told = [f"{Path(name(x.file)).name}:{x.line >> 10}  {name(x.text).strip()}" for x in lines]
+    pairs = sorted(zip(addresses, told, strict=True))
+    return Source([address for address, _ in pairs], [line for _, line in pairs])
+
+
+@contextmanager
+def _names(btf_id: int) -> Iterator[Callable[[int], str]]:
+    """The strings of a program's types."""
+    lib = libbpf.lib()
+    for function, result, arguments in (
+        ("btf__load_from_kernel_by_id", c_void_p, [c_uint32]),
+        ("btf__name_by_offset", c_char_p, [c_void_p, c_uint32]),
+        ("btf__free", None, [c_void_p]),
+    ):
+        getattr(lib, function).restype = result
+        getattr(lib, function).argtypes = arguments
+    btf = lib.btf__load_from_kernel_by_id(btf_id)
+    try:
+        yield lambda offset: lib.btf__name_by_offset(btf, offset).decode()
+    finally:
+        lib.btf__free(btf)
+
+
+@contextmanager
+def sampled() -> Iterator[None]:
+    """perf looks at this process meanwhile."""
+    if not shutil.which("perf"):
+        raise BenchError("no perf: apt-get install linux-perf")
+    DATA.parent.mkdir(parents=True, exist_ok=True)
+    command = ["perf", "record", "-q", "-e", "cpu-clock:k", "-F", str(RATE), "-p", str(getpid())]
+    with subprocess.Popen([*command, "-o", str(DATA)], stderr=subprocess.PIPE) as perf:
+        try:
+            yield
+        finally:
+            perf.send_signal(signal.SIGINT)
+
+
+def samples() -> list[tuple[int, str]]:
+    """Address and function of each."""
+    command = ["perf", "script", "-i", str(DATA), "-F", "ip,sym"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    found = (line.split() for line in done.stdout.splitlines())
+    return [(int(words[0], 16), words[1]) for words in found if len(words) > 1]
+
+
+def show(options: argparse.Namespace) -> None:
+    rows = [r for r in chosen(options.case) if not r.baseline]
+    rows = [r for r in rows if options.case or r.mark]
+    with pinned_to_one_cpu():
+        for sizes, large in ((Sizes(), False), (LARGE, True)):
+            wanted = [r for r in rows if r.large == large]
+            if wanted:
+                with Rig(cases.world(), sizes) as rig:
+                    _profile(rig, wanted)
+
+
+def _profile(rig: Rig, rows: list[Row]) -> None:
+    source = source_of(rig.loaded.program)
+    for prepared in [rig.prepare(row) for row in rows]:
+        rig.measure(prepared, REPEAT // 100)
+        with sampled():
+            outcome = rig.measure(prepared, REPEAT)
+        cost = outcome.spent - call_overhead(rig) / REPEAT
+        print(told(prepared.name, cost, source, samples()))
+
+
+def told(name: str, cost: float, source: Source, found: list[tuple[int, str]]) -> str:
+    """The shares of the functions, of the source files and of the dearest lines, in ns."""
+    each = cost / max(1, len(found))
+    own = [source.at(address) for address, symbol in found if _is_balancer(symbol)]
+    parts = [
+        ("functions", Counter(_short(symbol) for _, symbol in found), 12),
+        ("files", Counter(line.partition(":")[0] for line in own), 12),
+        ("lines", Counter(own), LINES),
+    ]
+    text = [f"\n{name}: {cost:.0f} ns, {len(found)} samples"]
+    for title, counted, most in parts:
+        text.append(f"  {title}")
+        text += [f"  {n * each:>7.1f}  {what}" for what, n in counted.most_common(most)]
+    return "\n".join(text)
+
+
+def _is_balancer(symbol: str) -> bool:
+    return symbol.startswith("bpf_prog_") and not symbol.endswith(("restore4", "restore6"))
+
+
+def _short(symbol: str) -> str:
+    return symbol.split("_", 3)[3] if symbol.startswith("bpf_prog_") else symbol
