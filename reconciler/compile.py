@@ -1,0 +1,543 @@
+"""From the configuration to what the maps should say. Pure: no clock, no I/O.
+
+Ids are taken over from what the maps say now, or else are new; everything else
+follows from the configuration, the node, and the next hops that were found.
+Health has no say here: spare.py adds what depends on it.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
+
+from bpf import abi
+from reconciler import ids, table
+from reconciler.dataplane import State, Where
+from reconciler.ids import NoRoom, hashed
+from reconciler.model import (
+    Address,
+    AdminState,
+    Backend,
+    Config,
+    Forward,
+    HashOn,
+    Method,
+    Node,
+    Pool,
+    Port,
+    Service,
+)
+from reconciler.problems import Mark, Problem
+from reconciler.table import Fill, Slots
+
+CLOSING = 10  # seconds that a closed flow is remembered
+REST = 60  # seconds that a released fullnat port rests
+TICK = (1 << abi.Limit.TICK_SHIFT) / 1e9
+ICMP = {4: 1, 6: 58}
+
+_FORWARD = {mode: abi.Forward[mode.name] for mode in Forward}
+_BALANCE = {
+    Method.CONSISTENT: abi.Balance.HASH,
+    Method.MAGLEV: abi.Balance.HASH,
+    Method.ROUND_ROBIN: abi.Balance.ROUND_ROBIN,
+    Method.RANDOM: abi.Balance.RANDOM,
+    Method.LEAST_CONNECTIONS: abi.Balance.LEAST_CONNECTIONS,
+}
+_HASH = {on: abi.HashFields[on.name] for on in HashOn}
+
+
+@dataclass(frozen=True, slots=True)
+class NextHop:
+    """How packets reach an address: out of which interface, and to which neighbour."""
+
+    ifindex: int
+    dmac: bytes
+    smac: bytes
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What the node's kernel says: not configured, not pinned."""
+
+    hops: Mapping[Address, NextHop] = field(default_factory=dict)
+    redirect_always: bool = False
+    hop_epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolKey:
+    """A pool as one way of filling sees it; translating services see one family of it."""
+
+    pool: str
+    fill: Fill
+    family: int = 0  # 0: both
+
+    def __str__(self) -> str:
+        return f"{self.pool}/{self.fill.value}" + (f"/ipv{self.family}" if self.family else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What the data plane calls a service: all of one, or one family of it."""
+
+    service: Service
+    frontends: tuple[tuple[Address, Port], ...]
+    pools: tuple[PoolKey, ...]
+    family: int = 0
+
+    def __str__(self) -> str:
+        return self.service.name + (f"/ipv{self.family}" if self.family else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A pool's table before members have ids: what spares and digests are made from."""
+
+    names: tuple[str, ...]
+    slots: Slots
+
+
+@dataclass(frozen=True, slots=True)
+class Desired:
+    """The maps' content, and which name each id stands for."""
+
+    state: State
+    parts: Mapping[int, Part]  # by service id
+    pools: Mapping[int, PoolKey]  # by pool id
+    tables: Mapping[PoolKey, Table]
+    backends: Mapping[tuple[str, str], int]  # (pool, backend) -> id
+
+
+def compile_config(
+    config: Config, node: Node, actual: State, around: Surroundings, room: Mapping[str, int]
+) -> Desired:
+    """What the maps should say. NoRoom when they cannot hold it."""
+    return _Compiler(config, node, actual, around, room).desired()
+
+
+def parts_of(service: Service) -> Iterator[Part]:
+    """Translation works within a family, so a translating service is one for each."""
+    fill = table.fill_of(service.balance.method)
+    families = (4, 6) if service.forward.translates else (0,)
+    for family in families:
+        frontends = tuple(
+            (address, port)
+            for address in service.addresses
+            for port in service.ports
+            if family in (0, address.version)
+        )
+        if frontends:
+            pools = tuple(PoolKey(name, fill, family) for name in service.pools)
+            yield Part(service, frontends, pools, family)
+
+
+def members(pool: Pool, family: int) -> list[Backend]:
+    """The backends that slots may name, sorted by name."""
+    return [
+        backend
+        for _, backend in sorted(pool.backends.items())
+        if backend.takes_new and family in (0, backend.address.version)
+    ]
+
+
+def ticks(seconds: float) -> int:
+    return max(1, math.ceil(seconds / TICK))
+
+
+def per_tick(rate: int) -> int:
+    """A rate a second as one a tick; 0 stays 0, which is no limit."""
+    return math.ceil(rate * TICK)
+
+
+def abi_address(address: Address | None) -> abi.Address:
+    if address is None:
+        return abi.Address()
+    return abi.Address.from_bytes(address.packed.ljust(16, b"\0"))
+
+
+def bucket(address: Address) -> int:
+    """Of the prefilter: the program's hash of an address."""
+    packed = address.packed
+    if address.version == 4:
+        return (int.from_bytes(packed, "little") * 0x9E3779B1 % (1 << 32)) >> 16
+    first, second = int.from_bytes(packed[:8], "little"), int.from_bytes(packed[8:], "little")
+    golden = 0x9E3779B97F4A7C15
+    return (((first * golden % (1 << 64)) ^ second) * golden % (1 << 64)) >> 48
+
+
+FrontendKey = abi.Frontend4Key | abi.Frontend6Key
+
+
+def key_of(address: Address, port: int, proto: int) -> FrontendKey:
+    if isinstance(address, IPv4Address):
+        return abi.Frontend4Key(addr=int(address), port=port, proto=proto)
+    return abi.Frontend6Key(addr=tuple(address.packed), port=port, proto=proto)
+
+
+def node_problems(config: Config, node: Node) -> list[Problem]:
+    """What this configuration needs and this node's file does not give."""
+    found = []
+    for service in config.services.values():
+        for family, setting in sorted(_sources_needed(config, service)):
+            given = node.nat_source if setting == "nat-source" else node.tunnel_source
+            if family not in given:
+                message = f"services[{service.name}]: {service.forward} needs the node's {setting}"
+                hint = f"add {setting}: {{ipv{family}: ...}} to node.yaml"
+                found.append(Problem(Mark(service.origin.line, 1), f"{message} of IPv{family}", hint))
+    return found
+
+
+def _sources_needed(config: Config, service: Service) -> set[tuple[int, str]]:
+    if service.forward is Forward.FULLNAT:
+        return {(address.version, "nat-source") for address in service.addresses}
+    if not service.forward.tunnels:
+        return set()
+    return {
+        (backend.address.version, "tunnel-source")
+        for name in service.pools
+        for backend in config.pools[name].backends.values()
+    }
+
+
+BackendName = tuple[int, bytes, int]  # hashed name, address, port: another address, another id
+FrontendName = tuple[bytes, int, int]  # address, port, protocol
+
+
+class _Compiler:
+    """The steps in their order: names, ids, entries."""
+
+    def __init__(
+        self,
+        config: Config,
+        node: Node,
+        actual: State,
+        around: Surroundings,
+        room: Mapping[str, int],
+    ) -> None:
+        self._config, self._node, self._around = config, node, around
+        self._actual, self._room = actual, room
+        services = sorted(config.services.items())
+        self._parts = [part for _, service in services for part in parts_of(service)]
+        self._pool_keys = list(dict.fromkeys(key for part in self._parts for key in part.pools))
+        self._pool_names = sorted({key.pool for key in self._pool_keys})
+        self._service_ids = self._ids(
+            "services", Where.SERVICES, map(self._part_hash, self._parts), _by_name(actual.services)
+        )
+        self._pool_ids = self._ids(
+            "pools", Where.POOLS, map(self._pool_hash, self._pool_keys), _by_name(actual.pools)
+        )
+        self._frontend_ids = self._ids(
+            "frontends", Where.FRONTENDS, self._frontend_names(), _known_frontends(actual)
+        )
+        self._backend_ids = self._ids(
+            "backends", Where.BACKENDS, self._backend_names(), _known_backends(actual)
+        )
+
+    def desired(self) -> Desired:
+        tables = {key: self._table(key) for key in self._pool_keys}
+        filled = {key: made for key, made in tables.items() if made.names}
+        slots = {ids.index(self._pool_id(key)): self._slots(key, filled[key]) for key in filled}
+        keys = self._frontend_keys()
+        replies = self._replies()
+        state = State(
+            settings={0: self._settings()},
+            backends=self._backends(),
+            tables=slots,
+            spares=slots,
+            pools={ids.index(self._pool_id(key)): self._pool(key) for key in self._pool_keys},
+            services=self._services(),
+            frontends=self._frontends(),
+            replies4={k: v for k, v in replies.items() if isinstance(k, abi.Frontend4Key)},
+            replies6={k: v for k, v in replies.items() if isinstance(k, abi.Frontend6Key)},
+            prefilter=self._prefilter(),
+            frontends4={k: v for k, v in keys.items() if isinstance(k, abi.Frontend4Key)},
+            frontends6={k: v for k, v in keys.items() if isinstance(k, abi.Frontend6Key)},
+            free=self._actual.free,
+        )
+        self._check_room(state)
+        return Desired(
+            state=state,
+            parts={self._service_id(part): part for part in self._parts},
+            pools={self._pool_id(key): key for key in self._pool_keys},
+            tables=filled,
+            backends={
+                (name, backend.name): self._backend_id(name, backend)
+                for name in self._pool_names
+                for backend in self._config.pools[name].backends.values()
+            },
+        )
+
+    # ---- names and ids ----
+
+    def _ids(
+        self,
+        what: str,
+        where: Where,
+        wanted: Iterable[ids.Name],
+        known: Mapping[ids.Name, int],
+    ) -> dict[ids.Name, int]:
+        free = self._actual.free.get(where, {})
+        return ids.assign(what, wanted, known, free, self._room[what])
+
+    def _part_hash(self, part: Part) -> int:
+        return hashed(f"service {part}")
+
+    def _pool_hash(self, key: PoolKey) -> int:
+        return hashed(f"pool {key}/{self._node.table_size}")
+
+    def _service_id(self, part: Part) -> int:
+        return self._service_ids[self._part_hash(part)]
+
+    def _pool_id(self, key: PoolKey) -> int:
+        return self._pool_ids[self._pool_hash(key)]
+
+    def _backend_id(self, pool: str, backend: Backend) -> int:
+        return self._backend_ids[_backend_name(pool, backend)]
+
+    def _backend_names(self) -> Iterator[BackendName]:
+        for name in self._pool_names:
+            for _, backend in sorted(self._config.pools[name].backends.items()):
+                yield _backend_name(name, backend)
+
+    def _frontend_names(self) -> Iterator[FrontendName]:
+        for part in self._parts:
+            for address, port in part.frontends:
+                yield _frontend_name(address, port)
+
+    # ---- entries ----
+
+    def _table(self, key: PoolKey) -> Table:
+        chosen = members(self._config.pools[key.pool], key.family)
+        if not chosen:
+            return Table((), table.Slots("I"))
+        names = tuple(backend.name for backend in chosen)
+        weights = tuple(backend.weight for backend in chosen)
+        return Table(names, table.fill(key.fill, self._node.table_size, names, weights))
+
+    def _slots(self, key: PoolKey, made: Table) -> Slots:
+        pool = self._config.pools[key.pool]
+        return table.named(
+            made.slots, [self._backend_id(key.pool, pool.backends[name]) for name in made.names]
+        )
+
+    def _pool(self, key: PoolKey) -> abi.Pool:
+        size = self._node.table_size
+        return abi.Pool(
+            id=self._pool_id(key), size=size, step=table.step(size), name=self._pool_hash(key)
+        )
+
+    def _backends(self) -> dict[int, abi.Backend]:
+        entries = (
+            self._backend(self._config.pools[name], backend)
+            for name in self._pool_names
+            for backend in self._config.pools[name].backends.values()
+        )
+        return {ids.index(entry.id): entry for entry in entries}
+
+    def _backend(self, pool: Pool, backend: Backend) -> abi.Backend:
+        number = self._backend_id(pool.name, backend)
+        hop = self._hop(number, backend.address)
+        return abi.Backend(
+            id=number,
+            ifindex=hop.ifindex,
+            addr=abi_address(backend.address),
+            port=backend.port,
+            mtu=hop.mtu,
+            weight=backend.weight,
+            family=backend.address.version,
+            flags=_backend_flags(pool, backend),
+            dmac=tuple(hop.dmac),
+            smac=tuple(hop.smac),
+            name=hashed(f"{pool.name}/{backend.name}"),
+        )
+
+    def _hop(self, number: int, address: Address) -> NextHop:
+        """What was found; else what the maps have: silence of a neighbour proves nothing."""
+        found = self._around.hops.get(address)
+        if found:
+            return found
+        entry = self._actual.backends.get(ids.index(number))
+        if entry is None or entry.id != number:
+            return NextHop(0, bytes(6), bytes(6), 0)
+        return NextHop(entry.ifindex, bytes(entry.dmac), bytes(entry.smac), entry.mtu)
+
+    def _services(self) -> dict[int, abi.Service]:
+        entries = map(self._service, self._parts)
+        return {ids.index(entry.id): entry for entry in entries}
+
+    def _service(self, part: Part) -> abi.Service:
+        service = part.service
+        pools = [self._pool_id(key) for key in part.pools]
+        return abi.Service(
+            id=self._service_id(part),
+            forward=_FORWARD[service.forward],
+            balance=_BALANCE[service.balance.method],
+            hash=_HASH[service.balance.hash],
+            flags=_service_flags(service),
+            gate=per_tick(service.gate),
+            tcp_idle=ticks(service.tcp_idle),
+            udp_idle=ticks(service.udp_idle),
+            pool_count=len(pools),
+            pools=(*pools, *[0] * (abi.Limit.POOLS_PER_SERVICE - len(pools))),
+            name=self._part_hash(part),
+        )
+
+    def _frontends(self) -> dict[int, abi.Frontend]:
+        entries = (
+            abi.Frontend(
+                id=self._frontend_ids[_frontend_name(address, port)],
+                service=self._service_id(part),
+                addr=abi_address(address),
+                port=port.number,
+                proto=port.proto,
+                family=address.version,
+            )
+            for part in self._parts
+            for address, port in part.frontends
+        )
+        return {ids.index(entry.id): entry for entry in entries}
+
+    def _frontend_keys(self) -> dict[FrontendKey, int]:
+        """Frontends, and the markers that say what else an address is."""
+        keys: dict[FrontendKey, int] = {}
+        for part in self._parts:
+            for address, port in part.frontends:
+                keys[key_of(address, 0, 0)] = abi.FrontendMark.MARK
+                keys.setdefault(key_of(address, 0, port.proto), abi.FrontendMark.MARK)
+                if part.service.echo:
+                    keys[key_of(address, 0, ICMP[address.version])] = abi.FrontendMark.ECHO
+                number = self._frontend_ids[_frontend_name(address, port)]
+                keys[key_of(address, port.number, port.proto)] = number
+        return keys
+
+    def _replies(self) -> dict[FrontendKey, abi.Reply]:
+        """Which frontends a reply from a backend's address may answer."""
+        found: dict[FrontendKey, set[tuple[int, int]]] = {}
+        for part in self._parts:
+            if part.service.forward is Forward.NAT and not part.service.direct:
+                for address, port in part.frontends:
+                    frontend = self._frontend_ids[_frontend_name(address, port)]
+                    for pool, backend in self._members(part):
+                        answers = port.number and (backend.port or port.number)
+                        key = key_of(backend.address, answers, port.proto)
+                        number = self._backend_id(pool, backend)
+                        found.setdefault(key, set()).add((frontend, number))
+        return {key: reply(candidates) for key, candidates in found.items()}
+
+    def _members(self, part: Part) -> Iterator[tuple[str, Backend]]:
+        for key in part.pools:
+            for backend in members(self._config.pools[key.pool], key.family):
+                yield key.pool, backend
+
+    def _prefilter(self) -> dict[int, int]:
+        kinds: dict[int, int] = {}
+        for address, kind in self._kinds():
+            kinds[bucket(address)] = kinds.get(bucket(address), 0) | kind
+        return kinds
+
+    def _kinds(self) -> Iterator[tuple[Address, abi.AddressKind]]:
+        for part in self._parts:
+            service = part.service
+            table_first = not service.flows and service.forward is not Forward.FULLNAT
+            for address, _ in part.frontends:
+                yield address, abi.AddressKind.SERVICE
+                if table_first:
+                    yield address, abi.AddressKind.TABLE_FIRST
+            if service.forward is Forward.FULLNAT:
+                yield self._node.nat_source[part.family], abi.AddressKind.NAT_SOURCE
+            if service.forward is Forward.NAT:
+                for key in part.pools:
+                    for backend in self._config.pools[key.pool].backends.values():
+                        yield backend.address, abi.AddressKind.NAT_BACKEND
+
+    def _settings(self) -> abi.Settings:
+        node, around = self._node, self._around
+        flags = abi.SettingFlag.REDIRECT_ALWAYS if around.redirect_always else 0
+        return abi.Settings(
+            flags=flags,
+            sample_mask=(node.latency_sample - 1) & 0xFFFFFFFF,
+            hop_epoch=around.hop_epoch,
+            closing=ticks(CLOSING),
+            rest=ticks(REST),
+            icmp_rate=per_tick(node.icmp_rate),
+            gue_port=node.gue_port,
+            port_low=node.nat_ports[0],
+            port_high=node.nat_ports[1],
+            tunnel_source4=abi_address(node.tunnel_source.get(4)),
+            tunnel_source6=abi_address(node.tunnel_source.get(6)),
+            nat_source4=abi_address(node.nat_source.get(4)),
+            nat_source6=abi_address(node.nat_source.get(6)),
+        )
+
+    def _check_room(self, state: State) -> None:
+        """Before the first write: hash maps hold more than the entries with an id."""
+        for where, what in (
+            (Where.FRONTENDS4, "frontends"),
+            (Where.FRONTENDS6, "frontends"),
+            (Where.REPLIES4, "backends"),
+            (Where.REPLIES6, "backends"),
+        ):
+            together = len(state[where].keys() | self._actual[where].keys())
+            if together > self._room[what]:
+                raise NoRoom(what, together, self._room[what])
+
+
+def reply(candidates: Iterable[tuple[int, int]]) -> abi.Reply:
+    """As many candidates as an entry holds; the count tells of more."""
+    listed = sorted(candidates)
+    entry = abi.Reply(count=len(listed))
+    for i, (frontend, backend) in enumerate(listed[: abi.Limit.REPLY_CANDIDATES]):
+        entry.candidate[i].frontend = frontend
+        entry.candidate[i].backend = backend
+    return entry
+
+
+def _backend_flags(pool: Pool, backend: Backend) -> int:
+    flags = abi.BackendFlag(0)
+    if pool.check is None or pool.initial_up:
+        flags |= abi.BackendFlag.ASSUME_UP
+    if backend.state is AdminState.DOWN:
+        flags |= abi.BackendFlag.FORCED_DOWN
+    if not backend.takes_new:
+        flags |= abi.BackendFlag.NO_NEW
+    return flags
+
+
+def _service_flags(service: Service) -> int:
+    flags = abi.ServiceFlag(0)
+    if not service.flows:
+        flags |= abi.ServiceFlag.FLOWS_OFF
+    if service.direct:
+        flags |= abi.ServiceFlag.DIRECT
+    if service.fail_closed:
+        flags |= abi.ServiceFlag.FAIL_CLOSED
+    if service.keep_down:
+        flags |= abi.ServiceFlag.KEEP_DOWN
+    return flags
+
+
+def _backend_name(pool: str, backend: Backend) -> BackendName:
+    return hashed(f"{pool}/{backend.name}"), backend.address.packed, backend.port
+
+
+def _frontend_name(address: Address, port: Port) -> FrontendName:
+    return address.packed, port.number, port.proto
+
+
+def _by_name(entries: Mapping[int, abi.Service] | Mapping[int, abi.Pool]) -> dict[int, int]:
+    return {entry.name: entry.id for entry in entries.values()}
+
+
+def _known_backends(actual: State) -> dict[BackendName, int]:
+    return {
+        (entry.name, bytes(entry.addr)[: 4 if entry.family == 4 else 16], entry.port): entry.id
+        for entry in actual.backends.values()
+    }
+
+
+def _known_frontends(actual: State) -> dict[FrontendName, int]:
+    return {
+        (bytes(entry.addr)[: 4 if entry.family == 4 else 16], entry.port, entry.proto): entry.id
+        for entry in actual.frontends.values()
+    }

@@ -1,0 +1,300 @@
+"""From the text of lb.yaml to a Config, or to everything that is wrong with it.
+
+Knows no node, no kernel and no history: what it accepts is accepted on every
+node that has room for it.
+"""
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from typing import Any
+
+from reconciler import shape, yamlpos
+from reconciler.model import (
+    Address,
+    AdminState,
+    Backend,
+    Balance,
+    Check,
+    CheckType,
+    Config,
+    Forward,
+    Guardrails,
+    HashOn,
+    Method,
+    Origin,
+    Pool,
+    Port,
+    Proto,
+    Service,
+)
+from reconciler.problems import Mark, Problem, Rejected, did_you_mean
+from reconciler.yamlpos import Map
+
+_UNITS = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600)}
+
+
+def load(text: str, file: str = "lb.yaml") -> Config:
+    """The configuration that the text describes. Rejected carries every problem at once."""
+    root = parse(text, file, "config")
+    return _Reader(root, file, text).config()
+
+
+def parse(text: str, file: str, schema: str) -> Map:
+    """A mapping that is well-formed YAML and has the schema's shape."""
+    document = yamlpos.read(text)
+    found = list(document.problems)
+    if document.root is not None or not found:
+        doubtful = {problem.mark for problem in found}
+        shaped = shape.problems(document.root, schema)
+        found += [problem for problem in shaped if problem.mark not in doubtful]
+    if found:
+        raise Rejected(file, found, text)
+    root: Map = document.root
+    return root
+
+
+def sealed(text: str) -> bool:
+    """Whether the text ends with YAML's end marker, so that a cut-off copy can be told."""
+    return yamlpos.read(text).sealed
+
+
+def seconds(text: str) -> float:
+    number = text.rstrip("smh")
+    return float(int(number) * _UNITS[text[len(number) :]])
+
+
+def percent(text: str) -> int:
+    return int(text.rstrip("%"))
+
+
+class _Reader:
+    """Adds meaning to a well-shaped document; collects what has none."""
+
+    def __init__(self, root: Map, file: str, text: str) -> None:
+        self._root = root
+        self._file = file
+        self._text = text
+        self._problems: list[Problem] = []
+
+    def config(self) -> Config:
+        checks = {name: self._check(name, at) for name, at in self._section("checks")}
+        pools = {name: self._pool(name, at, checks) for name, at in self._section("pools")}
+        services = {name: self._service(name, at, pools) for name, at in self._section("services")}
+        self._frontends_are_unique(services)
+        self._no_loops(services, pools)
+        if self._problems:
+            raise Rejected(self._file, self._problems, self._text)
+        return Config(services, pools, _guardrails(self._root.get("guardrails", {})))
+
+    def _section(self, name: str) -> list[tuple[str, Map]]:
+        return list(self._root.get(name, {}).items())
+
+    def _complain(self, mark: Mark, message: str, hint: str = "") -> None:
+        self._problems.append(Problem(mark, message, hint))
+
+    def _origin(self, parent: Map, key: str) -> Origin:
+        return Origin(self._file, parent.keys_at[key].line)
+
+    def _address(self, parent: Any, key: Any, where: str) -> Address | None:
+        try:
+            return ipaddress.ip_address(parent[key])
+        except ValueError:
+            message = f"{where}: {parent[key]!r} is no IPv4 or IPv6 address"
+            self._complain(parent.values_at[key], message, "without a port or a prefix length")
+            return None
+
+    def _check(self, name: str, at: Map) -> Check:
+        where = f"checks[{name}]"
+        kind = CheckType(at["type"])
+        for key in ("path", "host", "expect"):
+            if key in at and kind is not CheckType.HTTP:
+                self._complain(at.keys_at[key], f"{where}: {key!r} is for checks of type http")
+        every, timeout = seconds(at.get("every", "2s")), seconds(at.get("timeout", "1s"))
+        if timeout > every:
+            mark = at.values_at.get("timeout", at.at)
+            self._complain(mark, f"{where}: a timeout of {timeout:g} s outlasts every {every:g} s")
+        return Check(
+            name=name,
+            type=kind,
+            every=every,
+            timeout=timeout,
+            rise=at.get("rise", 2),
+            fall=at.get("fall", 3),
+            port=at.get("port"),
+            path=at.get("path", "/"),
+            host=at.get("host", ""),
+            expect=tuple(_status(text) for text in at.get("expect", ["200-299"])),
+        )
+
+    def _pool(self, name: str, at: Map, checks: Mapping[str, Check]) -> Pool:
+        where = f"pools[{name}]"
+        check = self._check_of(at, checks, where)
+        section: Map = at["backends"]
+        backends = {
+            backend.name: backend
+            for key in section
+            if (backend := self._backend(where, section, key)) is not None
+        }
+        if backends and not any(backend.weight for backend in backends.values()):
+            message = f"{where}: all weights are 0, so no backend takes new flows"
+            self._complain(at.keys_at["backends"], message, "for maintenance say state: down")
+        if check and not check.port:
+            self._checkable(section, backends, where)
+        if "initial" in at and not check:
+            self._complain(at.keys_at["initial"], f"{where}: 'initial' needs a check")
+        origin = self._origin(self._root["pools"], name)
+        return Pool(name, backends, check, at.get("initial") == "up", origin)
+
+    def _checkable(self, section: Map, backends: Mapping[str, Backend], where: str) -> None:
+        for name, backend in backends.items():
+            if not backend.port:
+                message = f"{where}.backends[{name}]: no port to check"
+                hint = "give the backend or the check a port"
+                self._complain(section.keys_at[name], message, hint)
+
+    def _check_of(self, at: Map, checks: Mapping[str, Check], where: str) -> Check | None:
+        name = at.get("check")
+        if name is not None and name not in checks:
+            mark = at.values_at["check"]
+            self._complain(mark, f"{where}: there is no check {name!r}", did_you_mean(name, checks))
+        return checks.get(name) if name else None
+
+    def _backend(self, where: str, section: Map, name: str) -> Backend | None:
+        at: Map = section[name]
+        address = self._address(at, "address", f"{where}.backends[{name}]")
+        if address is None:
+            return None
+        return Backend(
+            name=name,
+            address=address,
+            port=at.get("port", 0),
+            weight=at.get("weight", 100),
+            state=AdminState(at.get("state", "up")),
+            reason=at.get("reason", ""),
+            origin=self._origin(section, name),
+        )
+
+    def _service(self, name: str, at: Map, pools: Mapping[str, Pool]) -> Service:
+        where = f"services[{name}]"
+        said = {**self._root.get("defaults", {}), **at}
+        balance = {**self._root.get("defaults", {}).get("balance", {}), **at.get("balance", {})}
+        idle = {**self._root.get("defaults", {}).get("idle", {}), **at.get("idle", {})}
+        service = Service(
+            name=name,
+            addresses=self._addresses(at["addresses"], where),
+            ports=self._ports(at["ports"], where),
+            pools=self._pool_names(at["pools"], pools, where),
+            forward=Forward(said.get("forward", "nat")),
+            balance=Balance(
+                Method(balance.get("method", "consistent")), HashOn(balance.get("hash", "5-tuple"))
+            ),
+            panic=percent(said.get("panic", "0%")),
+            flows=said.get("flows", "on") == "on",
+            gate=said.get("gate", 0),
+            echo=said.get("echo", False),
+            direct=said.get("direct", False),
+            fail_closed=said.get("fail", "open") == "closed",
+            keep_down=said.get("down-flows", "move") == "keep",
+            tcp_idle=seconds(idle.get("tcp", "5m")),
+            udp_idle=seconds(idle.get("udp", "30s")),
+            origin=self._origin(self._root["services"], name),
+        )
+        self._modes_agree(service, at, where)
+        self._families_agree(service, at, pools, where)
+        return service
+
+    def _addresses(self, listed: Any, where: str) -> tuple[Address, ...]:
+        read = [self._address(listed, i, where) for i in range(len(listed))]
+        return tuple(address for address in read if address is not None)
+
+    def _ports(self, listed: Any, where: str) -> tuple[Port, ...]:
+        ports = []
+        for text, mark in zip(listed, listed.values_at, strict=True):
+            number, proto = text.split("/")
+            if number != "*" and int(number) > 65535:
+                self._complain(mark, f"{where}: port {number} is above 65535")
+            ports.append(Port(0 if number == "*" else int(number), Proto[proto.upper()]))
+        return tuple(ports)
+
+    def _pool_names(self, listed: Any, pools: Mapping[str, Pool], where: str) -> tuple[str, ...]:
+        for name, mark in zip(listed, listed.values_at, strict=True):
+            if name not in pools:
+                hint = did_you_mean(name, pools)
+                self._complain(mark, f"{where}: there is no pool {name!r}", hint)
+        return tuple(name for name in listed if name in pools)
+
+    def _modes_agree(self, service: Service, at: Map, where: str) -> None:
+        """Settings that would contradict each other in the data plane."""
+
+        def complain(key: str, message: str, hint: str) -> None:
+            mark = at.keys_at.get(key, self._root["services"].keys_at[service.name])
+            self._complain(mark, f"{where}: {message}", hint)
+
+        method = service.balance.method
+        if not service.flows and not method.hashes:
+            hint = "only a hash finds the same backend again: use consistent or maglev"
+            complain("flows", f"flows: off does not go with {method}", hint)
+        if not service.flows and service.forward is Forward.FULLNAT:
+            complain("flows", "flows: off does not go with fullnat", "its ports are its flows")
+        if service.direct and service.forward is not Forward.NAT:
+            complain("direct", f"direct does not go with {service.forward}", "it is for nat")
+
+    def _families_agree(
+        self, service: Service, at: Map, pools: Mapping[str, Pool], where: str
+    ) -> None:
+        if not service.forward.translates or not service.pools:
+            return
+        offered = {
+            backend.address.version
+            for name in service.pools
+            for backend in pools[name].backends.values()
+        }
+        for i, text in enumerate(at["addresses"]):
+            address = next((a for a in service.addresses if str(a) == text), None)
+            if address is not None and offered and address.version not in offered:
+                message = f"{where}: {service.forward} of {address} needs IPv{address.version}"
+                hint = f"add IPv{address.version} backends, or forward by ipip or gue"
+                mark = at["addresses"].values_at[i]
+                self._complain(mark, f"{message} backends; its pools have none", hint)
+
+    def _frontends_are_unique(self, services: Mapping[str, Service]) -> None:
+        seen: dict[tuple[Address, Port], str] = {}
+        for service in services.values():
+            for address, port in frontends(service):
+                first = seen.setdefault((address, port), service.name)
+                if first != service.name:
+                    mark = self._root["services"].keys_at[service.name]
+                    message = f"services[{service.name}]: {address} {port} is taken"
+                    line = services[first].origin.line
+                    self._complain(mark, message, f"by services[{first}] on line {line}")
+
+    def _no_loops(self, services: Mapping[str, Service], pools: Mapping[str, Pool]) -> None:
+        ours = {address: service for service in services.values() for address in service.addresses}
+        for pool in pools.values():
+            for backend in pool.backends.values():
+                if backend.address in ours:
+                    section = self._root["pools"][pool.name]["backends"][backend.name]
+                    message = f"pools[{pool.name}].backends[{backend.name}]: {backend.address}"
+                    hint = "a packet would come back here for ever"
+                    name = ours[backend.address].name
+                    mark = section.values_at["address"]
+                    self._complain(mark, f"{message} is an address of service {name!r}", hint)
+
+
+def frontends(service: Service) -> Iterable[tuple[Address, Port]]:
+    """Every (address, port, protocol) of a service, in the order of the file."""
+    return ((address, port) for address in service.addresses for port in service.ports)
+
+
+def _status(text: str | int) -> tuple[int, int]:
+    low, _, high = str(text).partition("-")
+    return int(low), int(high or low)
+
+
+def _guardrails(at: Mapping[str, Any]) -> Guardrails:
+    return Guardrails(
+        removed_services=percent(at.get("removed-services", "25%")),
+        removed_backends=percent(at.get("removed-backends", "34%")),
+        allow_empty=at.get("allow-empty", False),
+    )

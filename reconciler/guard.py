@@ -1,0 +1,170 @@
+"""How much change is too much. Pure.
+
+Refuses removals only: what is refused is put back into the desired state, from
+what the maps say, so that everything else of the change can still be applied and
+the plan's laws hold for it as for any other.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bpf import abi
+from reconciler import ids
+from reconciler.compile import reply
+from reconciler.dataplane import State
+from reconciler.model import Guardrails
+
+OVERRIDE = "--allow-removals"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One guardrail: how much would be removed, and whether that is too much."""
+
+    what: str
+    removed: int
+    present: int
+    limit: int  # percent
+    refused: bool
+    setting: str
+
+    def __str__(self) -> str:
+        share = f"{self.removed} of {self.present} {self.what} would be removed"
+        if not self.refused:
+            return f"{share}: ok, the limit is {self.limit} %"
+        return (
+            f"{share}: refused, the limit is {self.limit} %."
+            f" They stay as they are. To remove them: {OVERRIDE}, or raise guardrails.{self.setting}"
+        )
+
+
+def guard(desired: State, actual: State, limits: Guardrails) -> tuple[State, list[Finding]]:
+    """The desired state without the removals that go too far, and what was found."""
+    services = _services(desired, actual, limits)
+    backends = _backends(desired, actual, limits)
+    held = desired
+    if services.refused:
+        held = _with_services(held, actual)
+    if backends.refused:
+        held = _with_backends(held, actual)
+    return held, [finding for finding in (services, backends) if finding.removed]
+
+
+def _services(desired: State, actual: State, limits: Guardrails) -> Finding:
+    gone = actual.services.keys() - _kept(desired.services, actual.services)
+    emptied = bool(actual.services) and not desired.services and not limits.allow_empty
+    setting = "allow-empty" if emptied else "removed-services"
+    limit = 0 if emptied else limits.removed_services
+    refused = emptied or _too_many(len(gone), len(actual.services), limit)
+    return Finding("services", len(gone), len(actual.services), limit, refused, setting)
+
+
+def _backends(desired: State, actual: State, limits: Guardrails) -> Finding:
+    """A backend whose address changes is replaced, not removed: it keeps its name."""
+    names = {entry.name for entry in desired.backends.values()}
+    gone = [entry for entry in actual.backends.values() if entry.name not in names]
+    limit = limits.removed_backends
+    refused = _too_many(len(gone), len(actual.backends), limit)
+    return Finding("backends", len(gone), len(actual.backends), limit, refused, "removed-backends")
+
+
+def _too_many(gone: int, present: int, limit: int) -> bool:
+    return gone > 1 and gone * 100 > limit * present
+
+
+def _kept(desired: Mapping[int, Any], actual: Mapping[int, Any]) -> set[int]:
+    return {at for at in actual if at in desired and desired[at].id == actual[at].id}
+
+
+def _with_services(desired: State, actual: State) -> State:
+    """The services that would go stay, with all that they reach."""
+    gone = actual.services.keys() - _kept(desired.services, actual.services)
+    numbers = {actual.services[at].id for at in gone}
+    frontends = _taken(actual.frontends, lambda entry: entry.service in numbers)
+    pools = {
+        ids.index(number)
+        for at in gone
+        for number in actual.services[at].pools[: actual.services[at].pool_count]
+    }
+    return _joined(desired, actual, {at: actual.services[at] for at in gone}, frontends, pools)
+
+
+def _with_backends(desired: State, actual: State) -> State:
+    """Pools that would lose backends stay as they are, and so do these."""
+    names = {entry.name for entry in desired.backends.values()}
+    gone = {entry.id for entry in actual.backends.values() if entry.name not in names}
+    pools = {
+        at
+        for at, slots in actual.tables.items()
+        if at in actual.pools and not gone.isdisjoint(slots)
+    }
+    kept = _joined(desired, actual, {}, {}, pools & desired.pools.keys())
+    lost = _taken(actual.backends, lambda entry: entry.id in gone)
+    return _replaced(kept, backends={**kept.backends, **_absent(lost, kept.backends)})
+
+
+def _joined(
+    desired: State,
+    actual: State,
+    services: Mapping[int, abi.Service],
+    frontends: Mapping[int, abi.Frontend],
+    pools: Iterable[int],
+) -> State:
+    """The desired state and these parts of the actual one, with the backends in their tables."""
+    pools = set(pools)
+    held = {at for pool in pools for at in map(ids.index, set(actual.tables.get(pool, ())))}
+    backends = {at: actual.backends[at] for at in held if at in actual.backends}
+    numbers = {entry.id for entry in frontends.values()}
+    return _replaced(
+        desired,
+        services={**desired.services, **services},
+        frontends={**desired.frontends, **_absent(frontends, desired.frontends)},
+        pools={**desired.pools, **_picked(actual.pools, pools)},
+        tables={**desired.tables, **_picked(actual.tables, pools)},
+        spares={**desired.spares, **_picked(actual.spares, pools)},
+        backends={**desired.backends, **_absent(backends, desired.backends)},
+        frontends4=_keys(desired.frontends4, actual.frontends4, numbers),
+        frontends6=_keys(desired.frontends6, actual.frontends6, numbers),
+        replies4=_replies(desired.replies4, actual.replies4),
+        replies6=_replies(desired.replies6, actual.replies6),
+        prefilter=_kinds(desired.prefilter, actual.prefilter),
+    )
+
+
+def _keys(
+    desired: Mapping[Any, int], actual: Mapping[Any, int], numbers: set[int]
+) -> dict[Any, int]:
+    """Keys of the kept frontends, and all markers."""
+    marks = (abi.FrontendMark.MARK, abi.FrontendMark.ECHO)
+    kept = {key: value for key, value in actual.items() if value in numbers or value in marks}
+    return {**desired, **_absent(kept, desired)} if numbers else dict(desired)
+
+
+def _replies(
+    desired: Mapping[Any, abi.Reply], actual: Mapping[Any, abi.Reply]
+) -> dict[Any, abi.Reply]:
+    """What no longer applies names a frontend or backend that is gone: it derives nothing."""
+    return {**actual, **desired} if len(desired) else dict(actual)
+
+
+def _kinds(desired: Mapping[int, int], actual: Mapping[int, int]) -> dict[int, int]:
+    both = desired.keys() | actual.keys()
+    return {at: desired.get(at, 0) | actual.get(at, 0) for at in both}
+
+
+def _picked(entries: Mapping[int, Any], keys: set[int]) -> dict[int, Any]:
+    return {at: entry for at, entry in entries.items() if at in keys}
+
+
+def _taken(entries: Mapping[int, Any], wanted: Any) -> dict[int, Any]:  # noqa: ANN401
+    return {at: entry for at, entry in entries.items() if wanted(entry)}
+
+
+def _absent(entries: Mapping[Any, Any], present: Mapping[Any, Any]) -> dict[Any, Any]:
+    return {key: value for key, value in entries.items() if key not in present}
+
+
+def _replaced(state: State, **changes: Any) -> State:  # noqa: ANN401 -- fields of State
+    fields = {name: getattr(state, name) for name in State.__dataclass_fields__}
+    return State(**{**fields, **changes})

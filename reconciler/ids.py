@@ -1,0 +1,79 @@
+"""Ids: an index and an incarnation. Pure.
+
+An id is never bound to something else: who gets a free index gets it with the
+next incarnation, so that slots, flows and health that name the former owner mean
+nothing any more. Nobody has to prove that there are none.
+"""
+
+import hashlib
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import TypeVar
+
+from bpf.abi import IdLayout
+
+INCARNATIONS = 1 << (32 - IdLayout.INDEX_BITS)
+Name = TypeVar("Name", bound=Hashable)
+
+
+class NoRoom(Exception):
+    """A map is too small for the configuration."""
+
+    def __init__(self, what: str, needed: int, room: int) -> None:
+        super().__init__(
+            f"{needed} {what} do not fit: the map has room for {room}."
+            f" Raise sizes.{what} in node.yaml, and tear the instance down to load it anew"
+        )
+
+
+def index(number: int) -> int:
+    return number & IdLayout.INDEX_MASK
+
+
+def incarnation(number: int) -> int:
+    return number >> IdLayout.INDEX_BITS
+
+
+def make(at: int, generation: int) -> int:
+    return generation << IdLayout.INDEX_BITS | at
+
+
+def retired(number: int) -> int:
+    """What a freed entry carries: the incarnation that it had, and no index, so no id at all."""
+    return make(0, incarnation(number))
+
+
+def hashed(name: str) -> int:
+    """64 bits by which an entry in a map is recognised as the one of that name."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") or 1
+
+
+def assign(
+    what: str,
+    wanted: Iterable[Name],
+    known: Mapping[Name, int],
+    free: Mapping[int, int],
+    room: int,
+) -> dict[Name, int]:
+    """An id for each name: the one that it has, else an index that no one has now.
+
+    `known` are all ids in the maps, wanted or not; `free` the incarnations that
+    freed indexes had last. Index 0 is never given away.
+    """
+    names = list(dict.fromkeys(wanted))
+    if len(names) > room - 1:
+        raise NoRoom(what, len(names), room - 1)
+    unused = _unused({index(number) for number in known.values()}, free, room)
+    ids: dict[Name, int] = {}
+    for name in names:
+        number = known.get(name) or next(unused, 0)
+        if not number:
+            # Replacements need their own index until what they replace is gone.
+            raise NoRoom(what, len(names) + len(known.keys() - set(names)), room - 1)
+        ids[name] = number
+    return ids
+
+
+def _unused(taken: set[int], free: Mapping[int, int], room: int) -> Iterator[int]:
+    for at in range(1, room):
+        if at not in taken:
+            yield make(at, max(1, (free.get(at, 0) + 1) % INCARNATIONS))

@@ -1,0 +1,71 @@
+"""From the text of node.yaml to a Node, or to everything that is wrong with it."""
+
+import ipaddress
+import math
+
+from reconciler.config import parse
+from reconciler.model import Address, Node
+from reconciler.problems import Problem, Rejected
+from reconciler.yamlpos import Map
+
+
+def load(text: str, file: str = "node.yaml") -> Node:
+    root = parse(text, file, "node")
+    found: list[Problem] = []
+    node = Node(
+        interfaces={name: at.get("mode", "auto") for name, at in root["interfaces"].items()},
+        table_size=_prime(root, found),
+        sizes=dict(root.get("sizes", {})),
+        tunnel_source=_sources(root, "tunnel-source", found),
+        nat_source=_sources(root, "nat-source", found),
+        nat_ports=_ports(root, found),
+        gue_port=root.get("gue-port", 6080),
+        icmp_rate=root.get("icmp-rate", 1000),
+        latency_sample=_power_of_two(root, found),
+    )
+    if found:
+        raise Rejected(file, found, text)
+    return node
+
+
+def is_prime(number: int) -> bool:
+    return number > 1 and all(number % i for i in range(2, math.isqrt(number) + 1))
+
+
+def _prime(root: Map, found: list[Problem]) -> int:
+    size: int = root.get("table-size", 16381)
+    if not is_prime(size):
+        near = next(n for n in range(size, 2 * size) if is_prime(n))
+        mark = root.values_at["table-size"]
+        found.append(Problem(mark, f"table-size: {size} is no prime number", f"use {near}"))
+    return size
+
+
+def _power_of_two(root: Map, found: list[Problem]) -> int:
+    sample: int = root.get("latency-sample", 1024)
+    if sample & (sample - 1):
+        message = f"latency-sample: {sample} is no power of two"
+        hint = f"use {1 << sample.bit_length()}"
+        found.append(Problem(root.values_at["latency-sample"], message, hint))
+    return sample
+
+
+def _ports(root: Map, found: list[Problem]) -> tuple[int, int]:
+    low, _, high = root.get("nat-ports", "20000-29999").partition("-")
+    if not int(low) <= int(high) <= 65535:
+        message = f"nat-ports: {low}-{high} is no range of ports"
+        found.append(Problem(root.values_at["nat-ports"], message, "lowest first, 65535 at most"))
+    return int(low), int(high)
+
+
+def _sources(root: Map, key: str, found: list[Problem]) -> dict[int, Address]:
+    sources: dict[int, Address] = {}
+    at = root.get(key, {})
+    for name, kind in (("ipv4", ipaddress.IPv4Address), ("ipv6", ipaddress.IPv6Address)):
+        try:
+            if name in at:
+                sources[int(name[-1])] = kind(at[name])
+        except ValueError:
+            message = f"{key}.{name}: {at[name]!r} is no {name.upper()} address"
+            found.append(Problem(at.values_at[name], message))
+    return sources

@@ -1,0 +1,220 @@
+"""Tables: which backend each slot names. Pure, and in integers only.
+
+A table follows from the names and weights of a pool's backends and from its size,
+and from nothing else: not from ids, order, health or history. So two nodes with
+one file have the same tables. table.c does the same faster when it was compiled;
+what is here is its reference, and what runs where there is no compiler.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reconciler.model import Method
+
+if TYPE_CHECKING:
+    Slots = array[int]
+else:  # not subscriptable before Python 3.12
+    Slots = array
+
+FREE = 0xFFFFFFFF
+SLACK = 200  # a backend may take this fraction more than its share, and one slot
+
+
+class Fill(Enum):
+    """How slots are filled; several methods of choosing share one."""
+
+    CONSISTENT = "consistent"
+    MAGLEV = "maglev"
+    ROUND_ROBIN = "round-robin"
+
+
+def fill_of(method: Method) -> Fill:
+    by_name = {fill.value: fill for fill in Fill}
+    return by_name.get(method.value, Fill.CONSISTENT)
+
+
+@dataclass(slots=True)
+class Member:
+    """A backend while slots are handed out."""
+
+    at: int
+    skip: int
+    weight: int
+    room: int
+    credit: int = 0
+
+
+class _Member(ctypes.Structure):
+    _fields_ = (
+        ("credit", ctypes.c_uint64),
+        ("at", ctypes.c_uint32),
+        ("skip", ctypes.c_uint32),
+        ("weight", ctypes.c_uint32),
+        ("room", ctypes.c_uint32),
+    )
+
+
+@functools.cache
+def compiled() -> ctypes.CDLL | None:
+    """The compiled functions: from the installed package, else from the build folder."""
+    here = Path(__file__).resolve().parent
+    for place in (os.environ.get("EVENKEEL_TABLE"), here / "table.so", here.parent / "build/table.so"):
+        if place and Path(place).exists():
+            return ctypes.CDLL(str(place))
+    return None
+
+
+def members(names: Sequence[str], weights: Sequence[int], size: int, fill: Fill) -> list[Member]:
+    """Where each backend tries first, how it goes on, and how much it may take."""
+    total = sum(weights)
+    made = []
+    for name, weight in zip(names, weights, strict=True):
+        digest = hashlib.blake2b(name.encode(), digest_size=16, person=b"evenkeel slots").digest()
+        share = size * weight // total
+        room = share + share // SLACK + 1 if fill is Fill.CONSISTENT else size
+        at = int.from_bytes(digest[:8], "little") % size
+        skip = int.from_bytes(digest[8:], "little") % (size - 1) + 1
+        made.append(Member(at, skip, weight, room))
+    return made
+
+
+@functools.lru_cache(maxsize=4096)
+def fill(how: Fill, size: int, names: tuple[str, ...], weights: tuple[int, ...]) -> Slots:
+    """For each slot an index into `names`, which are sorted; weights are positive.
+
+    The size is prime. Callers share the result: they must not change it.
+    """
+    library = compiled()
+    if library is None:
+        return fill_plainly(how, size, names, weights)
+    slots = array("I", bytes(4 * size))
+    if how is Fill.ROUND_ROBIN:
+        behind = (ctypes.c_int64 * len(names))()
+        library.deal(_view(slots), size, (ctypes.c_uint32 * len(names))(*weights), behind, len(names))
+        return slots
+    made = (_Member * len(names))(
+        *(_Member(0, m.at, m.skip, m.weight, m.room) for m in members(names, weights, size, how))
+    )
+    library.fill(_view(slots), size, made, len(names), int(how is Fill.MAGLEV))
+    return slots
+
+
+def fill_plainly(
+    how: Fill, size: int, names: Sequence[str], weights: Sequence[int]
+) -> Slots:
+    """The reference: table.c's fill() and deal(), in plain Python."""
+    if how is Fill.ROUND_ROBIN:
+        return _deal(size, weights)
+    made = members(names, weights, size, how)
+    slots = array("I", [FREE]) * size
+    most, left = _heaviest(made), size
+    while left:
+        for number, member in enumerate(made):
+            if not left or not _has_turn(member, most):
+                continue
+            slot = _try_next(member, size)
+            while how is Fill.MAGLEV and slots[slot] != FREE:
+                slot = _try_next(member, size)
+            if slots[slot] != FREE:
+                continue
+            slots[slot] = number
+            left -= 1
+            member.room -= 1
+            if not member.room:
+                most = _heaviest(made)
+    return slots
+
+
+def _heaviest(made: Sequence[Member]) -> int:
+    return max((member.weight for member in made if member.room), default=1)
+
+
+def _has_turn(member: Member, most: int) -> bool:
+    if not member.room:
+        return False
+    member.credit += member.weight
+    if member.credit < most:
+        return False
+    member.credit -= most
+    return True
+
+
+def _try_next(member: Member, size: int) -> int:
+    slot = member.at
+    member.at = (slot + member.skip) % size
+    return slot
+
+
+def _deal(size: int, weights: Sequence[int]) -> Slots:
+    behind = [0] * len(weights)
+    slots = array("I")
+    for _ in range(size):
+        behind = [b + w for b, w in zip(behind, weights, strict=True)]
+        following = max(range(len(weights)), key=lambda i: (behind[i], -i))
+        behind[following] -= sum(weights)
+        slots.append(following)
+    return slots
+
+
+def step(size: int) -> int:
+    """How far the walk goes at once: about the golden section of a prime size."""
+    return max(1, size * 618 // 1000)
+
+
+def walk(slots: Slots, usable: Sequence[bool]) -> Slots:
+    """For each slot the member that the whole walk ends at; no one usable: the table itself."""
+    library = compiled()
+    size = len(slots)
+    if library is None:
+        return walk_plainly(slots, usable)
+    ends = array("I", bytes(4 * size))
+    library.walk(_view(ends), _view(slots), size, step(size), bytes(usable))
+    return ends
+
+
+def walk_plainly(slots: Slots, usable: Sequence[bool]) -> Slots:
+    """The reference: table.c's walk(), in plain Python."""
+    size, found, slot = len(slots), FREE, 0
+    ends = array("I", slots)
+    for _ in range(2 * size):
+        if usable[slots[slot]]:
+            found = slots[slot]
+        ends[slot] = slots[slot] if found == FREE else found
+        slot = (slot - step(size)) % size
+    return ends
+
+
+def named(slots: Slots, ids: Sequence[int]) -> Slots:
+    """The table as the maps hold it: members become ids."""
+    library = compiled()
+    if library is None:
+        return array("I", (ids[member] for member in slots))
+    result = array("I", bytes(4 * len(slots)))
+    library.name(_view(result), _view(slots), len(slots), (ctypes.c_uint32 * len(ids))(*ids))
+    return result
+
+
+def digest(slots: Slots, names: Sequence[str]) -> str:
+    """Of the names in the slots, so that nodes whose ids differ can be compared."""
+    content = hashlib.sha256(b"\0".join(name.encode() for name in names))
+    content.update(b"\0\0" + slots.tobytes())
+    return content.hexdigest()[:16]
+
+
+def moved(before: Slots, after: Slots) -> int:
+    """How many slots name something else; all of them when the size differs."""
+    if len(before) != len(after):
+        return len(after)
+    return sum(map(int.__ne__, before, after))
+
+
+def _view(slots: Slots) -> ctypes.Array[ctypes.c_uint32]:
+    return (ctypes.c_uint32 * len(slots)).from_buffer(slots)
