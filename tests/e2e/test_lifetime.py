@@ -10,7 +10,7 @@ import pytest
 
 from bpf import kernel
 from bpf.abi import Forward
-from tests.support.bed import Bed, Case
+from tests.support.balanced import Balanced, Case
 from tests.support.wait import until
 
 CASES = [Case(Forward.NAT, 4, 4), Case(Forward.DSR, 6, 6)]
@@ -19,12 +19,12 @@ ENOUGH = 300  # of requests and of probes: each replacement has seen some
 
 
 @pytest.fixture(params=CASES, ids=str)
-def bed(request: pytest.FixtureRequest) -> Iterator[Bed]:
-    with Bed(request.param) as bed:
+def bed(request: pytest.FixtureRequest) -> Iterator[Balanced]:
+    with Balanced(request.param) as bed:
         yield bed
 
 
-def test_replacing_the_program_under_load_loses_nothing(bed: Bed) -> None:
+def test_replacing_the_program_under_load_loses_nothing(bed: Balanced) -> None:
     bed.load()
     with bed.under_load() as load:
         for _ in range(REPLACEMENTS):
@@ -40,7 +40,7 @@ def test_replacing_the_program_under_load_loses_nothing(bed: Bed) -> None:
     assert set(load.answered) == {"b1", "b2", "b3"}
 
 
-def test_a_flow_survives_the_replacement_of_the_program(bed: Bed) -> None:
+def test_a_flow_survives_the_replacement_of_the_program(bed: Balanced) -> None:
     bed.load()
     with bed.connect() as connection:
         first = connection.get().backend
@@ -48,7 +48,7 @@ def test_a_flow_survives_the_replacement_of_the_program(bed: Bed) -> None:
         assert connection.get().backend == first
 
 
-def test_traffic_goes_on_when_the_loading_process_is_killed(bed: Bed) -> None:
+def test_traffic_goes_on_when_the_loading_process_is_killed(bed: Balanced) -> None:
     context = multiprocessing.get_context("fork")
     loaded = context.Event()
     process = context.Process(target=_load_and_linger, args=(bed, loaded))
@@ -69,13 +69,13 @@ def test_traffic_goes_on_when_the_loading_process_is_killed(bed: Bed) -> None:
     assert load.lost == 0
 
 
-def _load_and_linger(bed: Bed, loaded: Event) -> None:
+def _load_and_linger(bed: Balanced, loaded: Event) -> None:
     bed.load()
     loaded.set()
     signal.pause()
 
 
-def test_after_teardown_nobody_answers_and_nothing_is_left(bed: Bed) -> None:
+def test_after_teardown_nobody_answers_and_nothing_is_left(bed: Balanced) -> None:
     bed.load()
     bed.instance.teardown()
     assert bed.lab.prefix not in kernel.instances()

@@ -3,7 +3,7 @@
 import pytest
 
 from bpf.abi import Forward, Verdict
-from tests.support.bed import Bed, Case
+from tests.support.balanced import Balanced, Case
 from tests.support.server import body
 
 SIZE = 1_000_000
@@ -16,6 +16,6 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_router_behind_the_balancer_reaches_the_backend(case: Case) -> None:
-    with Bed(case, weights=(1,), router=True) as bed, bed.load().connect() as connection:
+    with Balanced(case, weights=(1,), router=True) as bed, bed.load().connect() as connection:
         assert connection.get(f"/bytes/{SIZE}").body == body(SIZE)
         assert bed.count(Verdict.ICMP_FORWARDED) > 0

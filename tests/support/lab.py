@@ -193,9 +193,11 @@ class Lab:
     def _link(self, one: Namespace, interface: str, other: Namespace, peer: str) -> None:
         """A veth as native XDP needs it: real checksums from senders, and NAPI where frames are redirected to."""
         one.ip(f"link add {interface} type veth peer name {peer} netns {other.name}\n")
-        for place, device in ((one, interface), (other, peer)):
-            place.run("ethtool", "-K", device, "tx", "off", "gro", "on")
+        ends = ((one, interface), (other, peer))
+        for place, device in ends:
             place.ip(f"link set {device} up\n")
+        for place, device in ends:  # once both are up: else the other end stays no redirect target
+            place.run("ethtool", "-K", device, "tx", "off", "gro", "on")
 
     def _meet(self) -> None:
         """Everybody's neighbours are known before the first packet that matters."""
