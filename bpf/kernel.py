@@ -161,32 +161,29 @@ class Instance:
         with pins.locked():
             link.detach(home.link(interface))
 
-    def replace(self, object_path: Path | None = None) -> bool:
-        """A new program over the same maps; no packet is lost. False: it is the same program."""
+    def replace(self, object_path: Path | None = None, *, if_changed: bool = False) -> bool:
+        """A new program over the same maps; no packet is lost. Whether it took over."""
         home = self._pinned("replace")
         with pins.locked():
             _complete(home)
             fds = {name: self.maps[name].fd for name in mapset.names()}
             loaded = program.load(object_path or default_object(), self.sizes(), fds)
-            changed = _tags(loaded) != _tags(self._reopen(home))
-            if changed:
+            wanted = not if_changed or _tags(loaded) != _tags(self._reopen(home))
+            if wanted:
                 _pin_programs(loaded, following(home.program), following(home.sweep))
                 _complete(home)
-                self._use(loaded)
-            _close(loaded, programs=not changed)
-        return changed
+                self._reopen(home)
+            _close(loaded, programs=True)
+        return wanted
 
     def _reopen(self, home: Pins) -> Loaded:
-        """Reopened: another process may have replaced them since."""
+        """The pinned programs: another process may have replaced them since."""
         now = _programs(home, read_only=False)
-        self._use(now)
-        return now
-
-    def _use(self, loaded: Loaded) -> None:
         for fd in (self._program, self._sweep):
             if fd >= 0:
                 os.close(fd)
-        self._program, self._sweep = loaded.program, loaded.sweep
+        self._program, self._sweep = now.program, now.sweep
+        return now
 
     # ---- runs ----
 

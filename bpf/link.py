@@ -18,7 +18,7 @@ from pathlib import Path
 from bpf import errors, libbpf, program
 from bpf.errors import Busy, KernelError
 from bpf.libbpf import LinkCreateOptions, LinkInfo, LinkUpdateOptions, XdpQueryOptions
-from bpf.pins import Pins
+from bpf.pins import Pins, following
 from bpf.tables import open_pin, pin
 
 BPF_XDP = 37  # attach type
@@ -91,7 +91,8 @@ def running(ifindex: int) -> tuple[int, Mode]:
 def attach(pins: Pins, fd: int, interface: str, mode: Mode) -> Attachment:
     """Attach, or find attached. Needs the lock: pins are looked at and then written."""
     ifindex = index_of(interface)
-    path = _settled(pins, interface, ifindex)
+    refresh(pins)
+    path = pins.link(interface)
     found = _found(path, interface, ifindex)
     if found and mode in (Mode.AUTO, found.mode):
         return found
@@ -105,20 +106,25 @@ def attach(pins: Pins, fd: int, interface: str, mode: Mode) -> Attachment:
     return Attachment(interface, ifindex, chosen, reason)
 
 
-def _settled(pins: Pins, interface: str, ifindex: int) -> Path:
-    """Where the interface's link belongs; a link in its place that is another's moves away."""
-    path = pins.link(interface)
-    known = link_info(path)
-    if known is None or known.ifindex == ifindex:
-        return path
-    now = name_of(known.ifindex) if known.ifindex else ""
-    if not known.ifindex:
-        path.unlink()  # its interface is gone
-    elif now and running(known.ifindex)[0] == known.prog_id:
-        path.rename(pins.link(now))
-    else:
-        raise _elsewhere(interface, path)
-    return path
+def refresh(pins: Pins) -> None:
+    """Unpin links whose interface is gone; rename those whose interface was renamed."""
+    known = [(name, link_info(pins.link(name))) for name in pins.interfaces()]
+    for name, info in known:
+        if info and not info.ifindex:
+            pins.link(name).unlink(missing_ok=True)
+    moved = {
+        name: now for name, info in known if info and (now := _seen_as(info)) not in ("", name)
+    }
+    for name in moved:  # out of the way first: two may have swapped names
+        pins.link(name).rename(following(pins.link(name)))
+    for name, now in moved.items():
+        following(pins.link(name)).rename(pins.link(now))
+
+
+def _seen_as(info: LinkInfo) -> str:
+    """Today's name of a link's interface; empty in another network namespace."""
+    name = name_of(info.ifindex) if info.ifindex else ""
+    return name if name and running(info.ifindex)[0] == info.prog_id else ""
 
 
 def _found(path: Path, interface: str, ifindex: int) -> Attachment | None:
@@ -126,7 +132,7 @@ def _found(path: Path, interface: str, ifindex: int) -> Attachment | None:
     if known is None:
         return None
     number, mode = running(ifindex)
-    if number != known.prog_id:
+    if known.ifindex != ifindex or number != known.prog_id:
         raise _elsewhere(interface, path)
     reason = "attached in generic mode by an earlier run" if mode is Mode.GENERIC else ""
     return Attachment(interface, ifindex, mode, reason)
@@ -216,11 +222,10 @@ def attachments(pins: Pins) -> list[Attachment]:
 
 
 def _attachment(interface: str, known: LinkInfo) -> Attachment:
-    now = name_of(known.ifindex)
-    number, mode = running(known.ifindex) if now else (0, Mode.AUTO)
-    if number != known.prog_id:
+    now = _seen_as(known)
+    if not now:
         return Attachment(interface, known.ifindex, Mode.AUTO, "in another network namespace")
-    return Attachment(now, known.ifindex, mode)
+    return Attachment(now, known.ifindex, running(known.ifindex)[1])
 
 
 def update(path: Path, new: int, old: int) -> None:
