@@ -1,0 +1,46 @@
+"""Law: whatever the configuration and whatever comes in, the program does what the model does.
+
+Same verdict, same action, same bytes, and after a conversation the same memory. Each example is one
+configuration and a sequence of packets, ageing and reloads. `PROFILE=deep` runs many more.
+"""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from bpf import kernel
+from tests.support.bed import Bed
+from tests.support.bed import bed as make_bed
+from tests.support.comparison import Conversation
+from tests.support.strategies import Step, conversations, worlds
+from tests.support.world import World
+
+DEEP = os.environ.get("PROFILE") == "deep"
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Bed]:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: sudo make test")
+    try:
+        with make_bed(f"ek{os.getpid()}model") as made:
+            yield made
+    except (kernel.NotPermitted, kernel.Unsupported) as error:
+        pytest.skip(str(error))
+
+
+@settings(
+    max_examples=20000 if DEEP else 400,
+    derandomize=not DEEP,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+@given(world=worlds(), steps=conversations())
+def test_the_program_does_what_the_model_does(bed: Bed, world: World, steps: list[Step]) -> None:
+    conversation = Conversation(bed, world)
+    for step in steps:
+        conversation.take(step)
+    conversation.compare_memory()

@@ -1,0 +1,442 @@
+"""Hypothesis strategies: configurations of the data plane, and steps of a conversation with it.
+
+A step says what to send in terms of what is known by then ("a reply to the third last thing that
+went out"), so that a sequence shrinks well. Frames are built here; nothing here sends one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hypothesis import strategies as st
+
+from bpf.abi import Balance, BackendFlag, Forward, HashFields, ServiceFlag, SettingFlag
+from tests.support import frames
+from tests.support.scenes import NETS, Net
+from tests.support.world import Backend, Health, Pool, Service, Settings, World
+
+POOLS = (("web", 7, 3), ("app", 13, 5), ("last", 2, 1))  # name, size, step of the walk
+PORTS = (80, 53, None)
+PROTOCOLS = ("tcp", "udp")
+IDLE = {"tcp_idle": 20, "udp_idle": 10}
+PAYLOADS = (0, 1, 10, 37, 100, 600, 1300, 1440, 1472, 1480)
+FLAGS = ("S", "S", "A", "A", "A", "PA", "FA", "R", "RA", "SA", "", "F")
+TAGS = ((), (), (), ((0x8100, 5),), ((0x88A8, 7), (0x8100, 5)))
+
+
+def mostly(usual: Any, *others: Any) -> st.SearchStrategy[Any]:
+    """`usual` three times out of four; shrinks towards it."""
+    return st.sampled_from((usual,) * 3 * len(others) + others)
+
+
+# ---- configurations ----
+
+
+def backends(net: Net, number: int) -> st.SearchStrategy[Backend]:
+    return st.builds(
+        Backend,
+        name=st.just(f"b{number}"),
+        address=mostly(net.backends[number % 8], net.backends[0]),
+        port=mostly(8080, 0, 80),
+        weight=mostly(1, 0, 3),
+        mtu=mostly(1500, 700, 1400),
+        ifindex=mostly(None, 0, 10),
+        dmac=st.just(f"02:00:00:00:0b:{number:02x}"),
+        flags=mostly(
+            0,
+            BackendFlag.ASSUME_UP,
+            BackendFlag.FORCED_UP,
+            BackendFlag.FORCED_DOWN,
+            BackendFlag.NO_NEW,
+        ),
+        health=mostly(Health.UP, *Health),
+        ramp=mostly(255, 100, 0),
+        incarnation=mostly(1, 2),
+    )
+
+
+def pools(number: int) -> st.SearchStrategy[Pool]:
+    name, size, step = POOLS[number]
+
+    def filled(version: int) -> st.SearchStrategy[Pool]:
+        counts = mostly(2, 0, 1, 3)
+        members = counts.flatmap(
+            lambda n: st.tuples(*(backends(NETS[version], number * 3 + i) for i in range(n)))
+        )
+        return st.builds(
+            Pool,
+            name=st.just(name),
+            backends=members,
+            size=st.just(size),
+            step=st.just(step),
+            no_table=mostly(False, True) if number == 2 else st.just(False),
+            no_spares=mostly(False, True) if number == 2 else st.just(False),
+            known_as=mostly(None, 9) if number == 1 else st.none(),
+        )
+
+    return mostly(4, 6).flatmap(filled)
+
+
+def services(number: int, listed: tuple[Pool, ...]) -> st.SearchStrategy[Service]:
+    """A service of the family that its first pool has, mostly."""
+
+    def at(version: int) -> st.SearchStrategy[Service]:
+        vip = (NETS[version].vip, NETS[version].vip2)[number]
+        ends = st.tuples(st.just(vip), st.sampled_from(PORTS), st.sampled_from(PROTOCOLS))
+        some = st.lists(ends, min_size=1, max_size=3, unique=True)
+        return st.builds(
+            Service,
+            name=st.just(f"s{number}"),
+            frontends=some.map(tuple),
+            pools=st.permutations(listed).flatmap(
+                lambda order: st.integers(1, len(order)).map(lambda n: tuple(order[:n]))
+            ),
+            forward=st.sampled_from(Forward),
+            balance=mostly(Balance.HASH, *Balance),
+            hash=st.sampled_from(HashFields),
+            flags=st.sets(st.sampled_from(ServiceFlag), max_size=2).map(sum),
+            gate=mostly(0, 1, 3),
+            short_pools=mostly((), (0,), (0, 1)),
+            echo=st.booleans(),
+            **{name: st.just(ticks) for name, ticks in IDLE.items()},
+        )
+
+    return mostly(4, 6).flatmap(at)
+
+
+def settings() -> st.SearchStrategy[Settings]:
+    return st.builds(
+        Settings,
+        flags=mostly(0, SettingFlag.REDIRECT_ALWAYS),
+        closing=st.just(3),
+        rest=st.just(5),
+        icmp_rate=mostly(0, 1000),
+        port_low=st.just(40000),
+        port_high=mostly(40002, 40000, 49999),
+        tunnel_source4=mostly("10.9.0.1", ""),
+        tunnel_source6=mostly("fd00:9::1", ""),
+        nat_source4=mostly("10.8.0.1", ""),
+        nat_source6=mostly("fd00:8::1", ""),
+    )
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    """Up to two services over three pools. A service without frontends lists the pools first, so
+    that each has the same index, and the same table size, in every world.
+    """
+    all_pools = tuple(draw(pools(number)) for number in range(len(POOLS)))
+    count = draw(mostly(1, 2))
+    shown = tuple(draw(services(number, all_pools)) for number in range(count))
+    holder = Service("all", (), all_pools, forward=Forward.DSR)
+    return World((holder, *shown), draw(settings()), backend_ifindex=20)
+
+
+# ---- steps ----
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """How a packet looks, whatever it is about."""
+
+    payload: int = 10
+    ttl: int = 64
+    tos: int = 0
+    tags: tuple[tuple[int, int], ...] = ()
+    options: int = 0  # bytes of IP options, or extension headers of 8
+    df: bool = True
+    piece: str = "whole"
+    checksum: int | None = None  # None: the right one
+    padding: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Towards:
+    """From a client to a frontend, or to a port near it."""
+
+    service: int
+    frontend: int
+    client: int
+    sport: int
+    flags: str
+    shape: Shape
+    astray: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Back:
+    """A backend's reply to something that went out."""
+
+    pick: int
+    flags: str
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """A frame that came in before, once more."""
+
+    pick: int
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """An ICMP error about a frame that went in or out."""
+
+    pick: int
+    about_reply: bool  # sent towards the frontend; else about what went to a backend
+    kind: int
+    by_router: bool
+    quoted: int
+    shape: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    service: int
+    frontend: int
+    shape: Shape
+    code: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mangled:
+    """Another step's frame with bytes changed, or cut short."""
+
+    step: Step
+    changes: tuple[tuple[int, int], ...]
+    keep: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Age:
+    """Ticks pass."""
+
+    ticks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """The configuration of a pool's backend changes."""
+
+    pool: int
+    backend: int
+    change: str
+    value: Any
+
+
+Step = Towards | Back | Again | Complaint | Ping | Mangled | Raw | Age | Reload
+
+CLIENTS = ("client", "client2", "far", "narrow", "silent", "nowhere")
+
+
+def shapes() -> st.SearchStrategy[Shape]:
+    plain = st.builds(Shape, payload=st.sampled_from(PAYLOADS))
+    odd = st.builds(
+        Shape,
+        payload=st.sampled_from(PAYLOADS),
+        ttl=mostly(64, 0, 1, 2, 255),
+        tos=mostly(0, 0xB8, 3),
+        tags=st.sampled_from(TAGS),
+        options=mostly(0, 8, 16),
+        df=st.booleans(),
+        piece=mostly("whole", "first", "later"),
+        checksum=mostly(None, 0, 0xFFFF, 0x1234),
+        padding=mostly(0, 6),
+    )
+    return st.one_of(plain, odd)
+
+
+def towards() -> st.SearchStrategy[Towards]:
+    return st.builds(
+        Towards,
+        service=st.integers(0, 1),
+        frontend=st.integers(0, 2),
+        client=mostly(0, *range(1, len(CLIENTS))),
+        sport=mostly(41000, 41001, 41002, 0),
+        flags=st.sampled_from(FLAGS),
+        shape=shapes(),
+        astray=mostly(False, False, False, True),
+    )
+
+
+def packets() -> st.SearchStrategy[Step]:
+    picks = st.integers(0, 3)
+    return st.one_of(
+        towards(),
+        towards(),
+        st.builds(Back, pick=picks, flags=st.sampled_from(FLAGS), shape=shapes()),
+        st.builds(Back, pick=picks, flags=st.sampled_from(FLAGS), shape=shapes()),
+        st.builds(Again, pick=picks),
+        st.builds(
+            Complaint,
+            pick=picks,
+            about_reply=st.booleans(),
+            kind=st.sampled_from((0, 1, 2)),
+            by_router=st.booleans(),
+            quoted=mostly(1000, 28, 40, 48, 60),
+            shape=shapes(),
+        ),
+        st.builds(
+            Ping,
+            service=st.integers(0, 1),
+            frontend=st.integers(0, 2),
+            shape=shapes(),
+            code=mostly(0, 1),
+        ),
+    )
+
+
+def mangled() -> st.SearchStrategy[Step]:
+    changes = st.lists(
+        st.tuples(st.integers(12, 90), st.sampled_from((0, 1, 5, 0x45, 0x60, 0x7F, 0xFF))),
+        max_size=3,
+    )
+    keep = st.one_of(st.none(), st.integers(14, 110))
+    return st.builds(Mangled, step=packets(), changes=changes.map(tuple), keep=keep)
+
+
+def hostile() -> st.SearchStrategy[Step]:
+    kinds = st.sampled_from((b"\x08\x00\x45", b"\x86\xdd\x60", b"\x81\x00", b"\x08\x06"))
+    return st.builds(
+        lambda kind, rest: Raw((b"\x02" * 12 + kind + rest).ljust(14, b"\0")),
+        kinds,
+        st.binary(max_size=120),
+    )
+
+
+def reloads() -> st.SearchStrategy[Reload]:
+    changes = st.one_of(
+        st.tuples(st.just("health"), st.sampled_from(Health)),
+        st.tuples(st.just("flags"), st.sampled_from((0, *BackendFlag))),
+        st.tuples(st.just("incarnation"), st.integers(1, 3)),
+        st.tuples(st.just("ramp"), st.sampled_from((0, 100, 255))),
+        st.tuples(st.just("ifindex"), st.sampled_from((None, 0))),
+    )
+    return st.builds(
+        lambda pool, backend, change: Reload(pool, backend, *change),
+        st.integers(0, len(POOLS) - 1),
+        st.integers(0, 2),
+        changes,
+    )
+
+
+def steps() -> st.SearchStrategy[Step]:
+    ages = st.builds(Age, ticks=st.sampled_from((1, 2, 4, 6, 11, 21)))
+    return st.one_of(packets(), packets(), packets(), mangled(), hostile(), ages, reloads())
+
+
+def conversations(most: int = 14) -> st.SearchStrategy[list[Step]]:
+    return st.lists(steps(), min_size=1, max_size=most)
+
+
+def changed(world: World, step: Reload) -> World:
+    """The world after a reload; the same pool object is replaced wherever it is listed."""
+    pool = world.pools[step.pool]
+    if step.backend >= len(pool.backends):
+        return world
+    members = list(pool.backends)
+    members[step.backend] = replace(members[step.backend], **{step.change: step.value})
+    new = replace(pool, backends=tuple(members))
+    services = tuple(
+        replace(s, pools=tuple(new if p is pool or p == pool else p for p in s.pools))
+        for s in world.services
+    )
+    return replace(world, services=services)
+
+
+# ---- frames ----
+
+
+def frontend_of(world: World, service: int, frontend: int) -> tuple[Net, str, int | None, str]:
+    shown = world.services[1:]
+    chosen = shown[service % len(shown)]
+    where, port, protocol = chosen.frontends[frontend % len(chosen.frontends)]
+    return NETS[6 if ":" in where else 4], where, port, protocol
+
+
+def client_address(net: Net, number: int) -> str:
+    found = getattr(net, CLIENTS[number])
+    return found if isinstance(found, str) else str(found[0])
+
+
+def towards_frame(world: World, step: Towards) -> bytes:
+    net, where, port, protocol = frontend_of(world, step.service, step.frontend)
+    dport = 1234 if port is None else port
+    dport += step.astray
+    source = client_address(net, step.client)
+    return built(source, step.sport, where, dport, protocol, step.flags, step.shape)
+
+
+def built(
+    source: str, sport: int, target: str, dport: int, protocol: str, flags: str, shape: Shape
+) -> bytes:
+    """A frame of TCP or UDP in this shape."""
+    payload = bytes(i * 7 & 0xFF for i in range(shape.payload))
+    if protocol == "tcp":
+        segment = frames.tcp(sport, dport, flags, payload, checksum=shape.checksum)
+    else:
+        segment = frames.udp(sport, dport, payload, checksum=shape.checksum)
+    return shaped(source, target, segment, shape)
+
+
+def shaped(source: str, target: str, segment: frames.Segment, shape: Shape) -> bytes:
+    """Any segment in a frame of this shape."""
+    pieces = {"whole": None, "first": (0, 24), "later": (24, 1 << 14)}
+    packet = _ip(source, target, segment, shape)
+    if piece := pieces[shape.piece]:
+        packet = frames.cut(packet, *piece)
+    return frames.eth(packet, tags=shape.tags) + bytes(shape.padding)
+
+
+def _ip(source: str, target: str, segment: frames.Segment, shape: Shape) -> bytes:
+    if ":" in target:
+        headers = () if shape.piece != "whole" else _extensions(shape.options)
+        return frames.ipv6(
+            source,
+            target,
+            segment,
+            hop_limit=shape.ttl,
+            traffic_class=shape.tos,
+            extensions=headers,
+        )
+    return frames.ipv4(
+        source,
+        target,
+        segment,
+        ttl=shape.ttl,
+        tos=shape.tos,
+        df=shape.df,
+        options=b"\x01" * shape.options,
+    )
+
+
+def _extensions(size: int) -> tuple[frames.Extension, ...]:
+    choices = {
+        0: (),
+        8: (frames.hop_by_hop(),),
+        16: (frames.destination_options(16), frames.fragment()),
+    }
+    return choices[size]
+
+
+def ping_frame(world: World, step: Ping) -> bytes:
+    net, where, _, _ = frontend_of(world, step.service, step.frontend)
+    payload = bytes(step.shape.payload % 101)
+    kind = 8 if net.version == 4 else 128
+    segment = frames.icmp(kind, step.code, payload, rest=7 << 16 | 1, version=net.version)
+    return shaped(net.client, where, segment, step.shape)
+
+
+def mangled_frame(frame: bytes, step: Mangled) -> bytes:
+    data = bytearray(frame)
+    for at, value in step.changes:
+        if at < len(data):
+            data[at] = value
+    return bytes(data[: step.keep]) if step.keep else bytes(data)
