@@ -108,7 +108,7 @@ def raise_descriptor_limit() -> int:
 
 def run(targets_path: Path, run_dir: Path, instance: str) -> int:
     # Imported here: --once works where there is no bcc and no kernel to talk to.
-    from healthcheck.verdicts import open_pinned  # noqa: PLC0415
+    from healthcheck.pinned import open_pinned  # noqa: PLC0415
 
     run_dir.mkdir(parents=True, exist_ok=True)
     with alone(run_dir / "healthcheck.lock"):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from typing import Protocol
 
 from healthcheck.exchange import Exchange, Reason, Result, failed
 from healthcheck.health import Outcome
@@ -73,8 +74,23 @@ def own_trouble(error: int, what: str) -> Result:
     return Result(Outcome.NEUTRAL, Reason.OWN_TROUBLE, f"{what}: {os.strerror(error)}")
 
 
-class Attempt:
-    """One connection, from SYN to verdict."""
+class Attempt(Protocol):
+    """A probe under way. Whoever waits for it registers `fd` for `events`, once."""
+
+    fd: int
+    events: int
+
+    def ready(self, events: int) -> Result | None:
+        """Go on as far as the socket allows; the result when there is one."""
+
+    def overdue(self) -> Result:
+        """What it means that there is no result by now."""
+
+    def close(self) -> None: ...
+
+
+class Connection:
+    """An attempt over TCP, from SYN to verdict."""
 
     __slots__ = ("_connected", "_endpoint", "_exchange", "_socket", "events", "fd")
 
@@ -88,7 +104,6 @@ class Attempt:
         self.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET if exchange else EPOLLOUT
 
     def ready(self, events: int) -> Result | None:
-        """Goes on as far as the socket allows; the result when there is one."""
         try:
             if not self._connected:
                 if result := self._connect(events):
@@ -130,7 +145,7 @@ class Attempt:
         return result
 
 
-Probe = Callable[[], "Attempt | Result"]
+Probe = Callable[[], Attempt | Result]
 
 
 def begin(where: Endpoint, exchange: Exchange | None = None) -> Attempt | Result:
@@ -147,7 +162,7 @@ def begin(where: Endpoint, exchange: Exchange | None = None) -> Attempt | Result
     except OSError as error:
         error_number = error.errno or errno.EINVAL
     if error_number in (0, errno.EINPROGRESS):
-        return Attempt(sock, where, exchange)
+        return Connection(sock, where, exchange)
     sock.close()
     return _fault(error_number, _FAULTS, "connect")
 

@@ -1,0 +1,63 @@
+"""The pinned health map. The only module that writes to the kernel, and the only map it writes to.
+
+An entry carries the whole id of its backend. Whatever carries another incarnation is somebody else's, and means
+nothing to the data plane: so entries are written over, and never cleaned up before.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from bpf.abi import Health, HealthState, IdLayout
+from bpf.kernel import Instance, KernelError
+from bpf.pins import Pins
+from healthcheck.health import State
+from healthcheck.verdicts import Verdicts, VerdictsError
+
+NO_RAMP = 255  # every slot of the backend counts as up
+
+_TO_KERNEL = {
+    State.UNKNOWN: HealthState.UNKNOWN,
+    State.UP: HealthState.UP,
+    State.DOWN: HealthState.DOWN,
+}
+_FROM_KERNEL = {int(value): state for state, value in _TO_KERNEL.items()}
+
+
+class PinnedVerdicts:
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._map = instance.maps.health
+
+    def read(self) -> dict[int, State]:
+        try:
+            entries = self._map.items()
+        except (KernelError, OSError) as error:
+            raise VerdictsError(str(error)) from error
+        states = ((entry.id, _FROM_KERNEL.get(entry.state, State.UNKNOWN)) for _, entry in entries)
+        return {id_: state for id_, state in states if id_ and state is not State.UNKNOWN}
+
+    def write(self, verdicts: Iterable[tuple[int, State]]) -> None:
+        try:
+            self._map.put_many(
+                (id_ & IdLayout.INDEX_MASK, Health(id=id_, state=_TO_KERNEL[state], ramp=NO_RAMP))
+                for id_, state in verdicts
+            )
+        except (KernelError, OSError) as error:
+            raise VerdictsError(str(error)) from error
+
+    def close(self) -> None:
+        self._instance.close()
+
+
+def open_pinned(path: Path, name: str) -> Verdicts:
+    """The health map of this instance, provided that it is the one that was meant."""
+    try:
+        pinned = Pins.of(name).map("health")
+        if path != pinned:
+            raise VerdictsError(
+                f"the targets name {path}, instance {name} has {pinned}: "
+                "nothing is written; use the --instance that the reconciler uses"
+            )
+        return PinnedVerdicts(Instance.open(name))
+    except (KernelError, OSError) as error:
+        raise VerdictsError(str(error)) from error

@@ -1,0 +1,114 @@
+"""The command: what it prints and how it exits."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from healthcheck import cli
+from tests.support.health import backend, check, closed_port, document, put, serving
+
+
+@pytest.fixture
+def open_port() -> Iterator[int]:
+    with serving(lambda connection: None) as port:
+        yield port
+
+
+def run_once(tmp_path: Path, *entries: dict[str, Any], output: str = "text") -> int:
+    put(tmp_path / "targets.json", document(*entries))
+    path = str(tmp_path / "targets.json")
+    return cli.main(["--targets", path, "--once", "--output", output])
+
+
+def test_once_exits_0_when_all_pass(
+    tmp_path: Path, open_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_once(tmp_path, backend(1, open_port), backend(2, open_port)) == 0
+    head, one, two = capsys.readouterr().out.splitlines()
+    assert head.split() == ["BACKEND", "ADDRESS", "PORT", "CHECK", "RESULT", "MS", "REASON"]
+    assert one.split()[:5] == ["web/web1", "127.0.0.1", str(open_port), "alive", "pass"]
+    assert two.split()[0] == "web/web2"
+
+
+def test_once_exits_2_when_one_does_not(
+    tmp_path: Path, open_port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entries = (backend(1, open_port), backend(2, closed_port()))
+    assert run_once(tmp_path, *entries, output="json") == 2
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["format_version"] == "1.0"
+    assert [entry["outcome"] for entry in printed["backends"]] == ["pass", "fail"]
+    assert printed["backends"][1]["reason"] == "refused"
+
+
+def test_once_exits_1_when_it_could_not_probe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_port: int
+) -> None:
+    for faults in ("_FAULTS", "_FAULTS_ON_THE_WIRE"):  # every errno is our own trouble
+        monkeypatch.setattr(f"healthcheck.probes.{faults}", {})
+    assert run_once(tmp_path, backend(1, closed_port()), backend(2, open_port)) == 1
+
+
+def test_once_with_nothing_to_probe_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_once(tmp_path) == 0
+    assert capsys.readouterr().out == "no backend has a check\n"
+
+
+def test_once_writes_nothing(tmp_path: Path, open_port: int) -> None:
+    run_once(tmp_path, backend(1, open_port, check=check(rise=1, fall=1)))
+    assert [path.name for path in tmp_path.iterdir()] == ["targets.json"]
+
+
+def test_a_file_that_cannot_be_used_is_an_own_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["--targets", str(tmp_path / "none.json"), "--once"]) == 1
+    assert "none.json: cannot read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--wrong"], ["--output", "json"], ["--once", "--output", "xml"], ["--instance", "../x"]],
+)
+def test_usage_errors_exit_64(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 64
+
+
+def test_help_has_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "examples:" in shown
+    assert "exit codes:" in shown
+
+
+def test_a_second_checker_on_one_instance_is_refused(tmp_path: Path) -> None:
+    lock = tmp_path / "healthcheck.lock"
+    with (
+        cli.alone(lock),
+        pytest.raises(OSError, match="another healthcheck holds it"),
+        cli.alone(lock),
+    ):
+        pass
+
+
+def test_once_needs_no_kernel_interface(tmp_path: Path, open_port: int) -> None:
+    """The map is only opened by the daemon, so a round can be tried from any machine."""
+    put(tmp_path / "targets.json", document(backend(1, open_port)))
+    code = (
+        "import sys; sys.modules['bcc'] = sys.modules['bpf.kernel'] = None\n"
+        "from healthcheck.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["--once", "--targets", str(tmp_path / "targets.json")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], check=False)
+    assert done.returncode == 0
