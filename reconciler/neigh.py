@@ -67,20 +67,20 @@ class Neighbours:
         found = (_link(message) for message in self._netlink.get_links())
         return {link.index: link for link in found}
 
-    def hops(self, addresses: Iterable[Address], wait: float = 0) -> dict[Address, NextHop]:
+    def hops(self, addresses: Iterable[Address], wait: float | None = 0) -> dict[Address, NextHop]:
         """The next hop of each address that has one, after asking for those that are missing.
 
-        The answers to the questions are waited for no longer than `wait` seconds.
+        The answers are waited for no longer than `wait` seconds; None: nobody is asked.
         """
         links = self.links()
         routes = {address: self._route(address, links) for address in set(addresses)}
         vias = {address: via for address, via in routes.items() if via}
-        deadline = time.monotonic() + wait
+        deadline = time.monotonic() + (wait or 0)
         asked: set[Address] = set()
         while True:
             known = self._known()
             missing = {via.address: via for via in vias.values() if not _mac(via, known)}
-            for address in missing.keys() - asked:
+            for address in missing.keys() - asked if wait is not None else ():
                 self._ask(missing[address])
             asked |= missing.keys()
             if not missing or time.monotonic() >= deadline:
@@ -91,7 +91,8 @@ class Neighbours:
     def fingerprint(self) -> int:
         """Changes when a route or a neighbour does: next hops towards clients are then stale."""
         routes = frozenset(repr(sorted(m["attrs"], key=repr)) for m in self._netlink.get_routes())
-        return hash((routes, frozenset(self._known().items())))
+        links = frozenset(self.links().values())
+        return hash((routes, links, frozenset(self._known().items())))
 
     def _route(self, address: Address, links: Mapping[int, Link]) -> Via | None:
         try:

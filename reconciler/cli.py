@@ -1,0 +1,284 @@
+"""The command line: reads arguments and files, prints, and says how it went by exit code."""
+
+import argparse
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from bpf.kernel import Instance, KernelError, NotLoaded, Sizes
+from reconciler import config as configuration
+from reconciler import node as nodes
+from reconciler import report, shape
+from reconciler.compile import node_problems
+from reconciler.dataplane import State
+from reconciler.ids import NoRoom
+from reconciler.look import Live, View, look
+from reconciler.loop import (
+    PATIENCE,
+    Accepted,
+    Daemon,
+    NotConverged,
+    Place,
+    Reconciler,
+    accept,
+    surroundings,
+    writer,
+)
+from reconciler.maps import PinnedMaps
+from reconciler.model import Node
+from reconciler.neigh import Neighbours
+from reconciler.problems import Rejected
+from reconciler.source import FileSource, Hint, Poke, SourceError
+
+DONE, FAILED, PENDING, REJECTED, REFUSED, USAGE = 0, 1, 2, 3, 4, 64
+RUN_DIR = Path("/run/evenkeel")
+
+EXAMPLES = """\
+examples:
+  reconciler --config lb.yaml --node node.yaml
+        follow the files until SIGTERM; what is pinned stays and goes on forwarding
+  reconciler --once --instance edge
+        one pass over /etc/evenkeel/lb.yaml, then exit
+  reconciler --dry-run --detailed-exitcode
+        print what would change; write nothing, take no lock
+  reconciler validate lb.yaml
+        say everything that is wrong with the file; needs no privilege
+  reconciler schema > config.schema.json
+        for editors that complete and explain
+
+exit codes: 0 done, or a plan was computed; 2 changes are pending (--detailed-exitcode); 1 runtime error;
+3 configuration rejected; 4 refused by a guardrail; 64 usage
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse exits with 2 on a usage error, which here means that changes are pending."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"{self.prog}: {message}\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    arguments = _Parser(
+        prog="reconciler",
+        description="Make the pinned BPF maps equal what lb.yaml says.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    _common(arguments)
+    mode = arguments.add_mutually_exclusive_group()
+    mode.add_argument("--once", action="store_true", help="one pass, then exit")
+    mode.add_argument(
+        "--dry-run", action="store_true", help="print the plan against the live maps; change nothing"
+    )
+    arguments.add_argument(
+        "--detailed-exitcode", action="store_true", help="--dry-run: 2 when changes are pending"
+    )
+    arguments.add_argument(
+        "--output", choices=("text", "json"), help="how --dry-run prints (default: text)"
+    )
+    arguments.add_argument(
+        "--allow-removals", action="store_true", help="remove also what the guardrails would keep"
+    )
+    arguments.set_defaults(run=run)
+    commands = arguments.add_subparsers(title="commands", metavar="")
+    _add_commands(commands.add_parser)
+    return arguments
+
+
+def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    validate = add("validate", help="say everything that is wrong with files", allow_abbrev=False)
+    validate.add_argument("files", nargs="*", type=Path, metavar="FILE", help="default: --config")
+    validate.add_argument("--config", type=Path, metavar="FILE", help="one more file to validate")
+    validate.add_argument(
+        "--node", type=Path, metavar="FILE", help="also whether the files suit this node.yaml"
+    )
+    validate.set_defaults(run=validate_files)
+    schema = add("schema", help="print the schema of a file", allow_abbrev=False)
+    schema.add_argument("name", nargs="?", default="config", choices=("config", "node", "targets"))
+    schema.set_defaults(run=print_schema)
+    teardown = add("teardown", help="detach and remove an instance, flows included")
+    teardown.add_argument("--instance", default="default", metavar="NAME")
+    teardown.add_argument("--run-dir", type=Path, metavar="DIR")
+    teardown.set_defaults(run=tear_down)
+
+
+def _common(arguments: argparse.ArgumentParser) -> None:
+    arguments.add_argument(
+        "--config",
+        type=Path,
+        default=Path("/etc/evenkeel/lb.yaml"),
+        metavar="FILE",
+        help="what is balanced to where (default: %(default)s)",
+    )
+    arguments.add_argument(
+        "--node",
+        type=Path,
+        default=Path("/etc/evenkeel/node.yaml"),
+        metavar="FILE",
+        help="what is this node's own (default: %(default)s)",
+    )
+    arguments.add_argument(
+        "--instance", default="default", metavar="NAME", help="which data plane (default: default)"
+    )
+    arguments.add_argument(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"where targets.json is published (default: {RUN_DIR}/NAME)",
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = parser()
+    options = arguments.parse_args(argv)
+    dry = getattr(options, "dry_run", False)
+    if getattr(options, "detailed_exitcode", False) and not dry:
+        arguments.error("--detailed-exitcode goes with --dry-run")
+    if getattr(options, "output", None) and not dry:
+        arguments.error("--output goes with --dry-run: otherwise nothing is printed but the log")
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    try:
+        code: int = options.run(options)
+    except Rejected as error:
+        print(error, file=sys.stderr)
+        return REJECTED
+    except (KernelError, SourceError, NoRoom, NotConverged, OSError) as error:
+        print(f"reconciler: {error}", file=sys.stderr)
+        return FAILED
+    return code
+
+
+def run(options: argparse.Namespace) -> int:
+    node = _node(options.node)
+    place = _place(options)
+    if options.dry_run:
+        return dry_run(options, node, place)
+    with writer(place), Neighbours() as neighbours:
+        sizes = Sizes(**node.sizes)
+        source = FileSource(options.config)
+        # Rejected before anything is loaded: the first file decides whether there is a start.
+        accepted = accept(source.read(), node, place) if options.once else None
+        with Instance.load(place.instance, sizes, log=logging.getLogger("bpf").info) as instance:
+            instance.replace()
+            reconciler = Reconciler(
+                instance, node, place, neighbours, allow_removals=options.allow_removals
+            )
+            if accepted is not None:
+                return once(reconciler, accepted)
+            return follow(Daemon(reconciler, source, node, place), neighbours, options)
+
+
+def once(reconciler: Reconciler, accepted: Accepted) -> int:
+    view = reconciler.reconcile(accepted, wait=PATIENCE)
+    for finding in view.findings:
+        print(f"guardrail: {finding}", file=sys.stderr)
+    return REFUSED if view.refused else DONE
+
+
+def follow(daemon: Daemon, neighbours: Neighbours, options: argparse.Namespace) -> int:
+    poke = Poke()
+
+    def stop(*_: Any) -> None:  # noqa: ANN401 -- signal number and frame
+        daemon.stopping = True
+        poke()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGHUP, poke)
+    folders = {options.config.absolute().parent: None, options.config.resolve().parent: None}
+    with Hint(folders, poke):
+        daemon.run(poke, neighbours)
+    return DONE
+
+
+def dry_run(options: argparse.Namespace, node: Node, place: Place) -> int:
+    accepted = accept(FileSource(options.config).read(), node, place)
+    with Neighbours() as neighbours:
+        try:
+            with Instance.open(place.instance, read_only=True) as instance:
+                live, meta = _live(instance, accepted, node, neighbours), instance.maps.meta.get(0)
+                view = look(accepted.config, node, live, allow_removals=options.allow_removals)
+        except NotLoaded:
+            live, meta = _nothing(accepted, node, neighbours), None
+            view = look(accepted.config, node, live, allow_removals=options.allow_removals)
+    plan = report.describe(view, live, accepted, place, meta)
+    print(report.text(plan) if options.output != "json" else json.dumps(plan, indent=1))
+    return _dry_exit(view) if options.detailed_exitcode else DONE
+
+
+def _dry_exit(view: View) -> int:
+    if view.refused:
+        return REFUSED
+    return PENDING if view.ops else DONE
+
+
+def _live(instance: Instance, accepted: Accepted, node: Node, neighbours: Neighbours) -> Live:
+    dataplane = PinnedMaps(instance)
+    actual = dataplane.read()
+    settings = actual.settings.get(0)
+    epoch = settings.hop_epoch if settings else 0
+    around = surroundings(neighbours, accepted.config, node, epoch, wait=None)
+    return Live(actual, dataplane.health(), around, dataplane.room())
+
+
+def _nothing(accepted: Accepted, node: Node, neighbours: Neighbours) -> Live:
+    """Where nothing was ever loaded, a plan compares with nothing."""
+    sizes = Sizes(**node.sizes)
+    room = {name: getattr(sizes, name) for name in sizes.__dataclass_fields__}
+    return Live(State(), {}, surroundings(neighbours, accepted.config, node, 0, wait=None), room)
+
+
+def validate_files(options: argparse.Namespace) -> int:
+    node = _node(options.node) if options.node else None
+    files = [*options.files, *([options.config] if options.config else [])]
+    if not files and not node:
+        files = [Path("/etc/evenkeel/lb.yaml")]
+    wrong = 0
+    for path in files:
+        try:
+            _validate(path, node)
+            print(f"{path}: ok")
+        except Rejected as error:
+            wrong += 1
+            print(error, file=sys.stderr)
+    return REJECTED if wrong else DONE
+
+
+def _validate(path: Path, node: Node | None) -> None:
+    text = path.read_text()
+    config = configuration.load(text, str(path))
+    found = node_problems(config, node) if node else []
+    if found:
+        raise Rejected(str(path), found, text)
+
+
+def print_schema(options: argparse.Namespace) -> int:
+    print(shape.schema_text(options.name), end="")
+    return DONE
+
+
+def tear_down(options: argparse.Namespace) -> int:
+    place = _place(options)
+    with writer(place):
+        try:
+            Instance.open(place.instance).teardown()
+        except NotLoaded as error:
+            print(f"reconciler: {error}", file=sys.stderr)
+        for name in ("targets.json", "applied.yaml"):
+            (place.run_dir / name).unlink(missing_ok=True)
+    return DONE
+
+
+def _node(path: Path) -> Node:
+    return nodes.load(path.read_text(), str(path))
+
+
+def _place(options: argparse.Namespace) -> Place:
+    return Place(options.instance, options.run_dir or RUN_DIR / options.instance)

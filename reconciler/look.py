@@ -1,0 +1,48 @@
+"""One look at everything: what should be, what is, and what follows. Pure.
+
+Both the dry run and the real one go through here, so that they cannot differ.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from bpf import abi
+from reconciler.compile import Desired, Surroundings, compile_config
+from reconciler.dataplane import Op, State
+from reconciler.guard import Finding, guard
+from reconciler.model import Config, Guardrails, Node
+from reconciler.plan import plan
+from reconciler.spare import with_health
+
+UNLIMITED = Guardrails(removed_services=100, removed_backends=100, allow_empty=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """What was found on this machine."""
+
+    actual: State
+    health: Mapping[int, abi.Health]
+    around: Surroundings
+    room: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What one look found, and the operations that follow from it."""
+
+    desired: Desired
+    held: State  # desired, with what a guardrail does not let go
+    findings: tuple[Finding, ...]
+    ops: tuple[Op, ...]
+
+    @property
+    def refused(self) -> bool:
+        return any(finding.refused for finding in self.findings)
+
+
+def look(config: Config, node: Node, live: Live, *, allow_removals: bool = False) -> View:
+    desired = compile_config(config, node, live.actual, live.around, live.room)
+    limits = UNLIMITED if allow_removals else config.guardrails
+    held, findings = guard(with_health(desired, live.health), live.actual, limits)
+    return View(desired, held, tuple(findings), tuple(plan(held, live.actual)))

@@ -1,0 +1,100 @@
+"""What others are told: targets.json for healthcheck, and the meta entry for whoever asks.
+
+Files are renamed into place, so that no reader sees half of one.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bpf import abi
+from reconciler.compile import Desired
+from reconciler.model import Backend, Check, CheckType, Config, Pool
+
+FORMAT = "1.0"
+
+
+def targets(config: Config, desired: Desired, instance: str, health_map: Path) -> dict[str, Any]:
+    """What is to be probed: see schemas/targets.schema.json."""
+    probed = [
+        _target(number, pool, pool.backends[name], pool.check)
+        for (pool_name, name), number in sorted(desired.backends.items())
+        for pool in [config.pools[pool_name]]
+        if pool.check
+    ]
+    return {
+        "format_version": FORMAT,
+        "instance": instance,
+        "health_map": str(health_map),
+        "backends": probed,
+    }
+
+
+def _target(number: int, pool: Pool, backend: Backend, check: Check) -> dict[str, Any]:
+    return {
+        "id": number,
+        "name": f"{pool.name}/{backend.name}",
+        "address": str(backend.address),
+        "port": check.port or backend.port,
+        "check": _check(check),
+    }
+
+
+def _check(check: Check) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "name": check.name,
+        "type": check.type.value,
+        "every": check.every,
+        "timeout": check.timeout,
+        "rise": check.rise,
+        "fall": check.fall,
+    }
+    if check.type is CheckType.HTTP:
+        told["path"] = check.path
+        told["expect"] = [list(span) for span in check.expect]
+    if check.host:
+        told["host"] = check.host
+    return told
+
+
+def publish(path: Path, text: str) -> bool:
+    """Put the text there in one step; False when it was there already."""
+    try:
+        if path.read_text() == text:
+            return False
+    except FileNotFoundError:
+        pass
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text)
+        beside.rename(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return True
+
+
+def publish_json(path: Path, document: Mapping[str, Any]) -> bool:
+    return publish(path, json.dumps(document, indent=1) + "\n")
+
+
+def next_meta(before: abi.Meta | None, digest: bytes, commit: str, now: int) -> abi.Meta:
+    """The entry for a configuration: a generation further when it is another one."""
+    known = before is not None and bytes(before.digest) == digest
+    generation = before.generation if before is not None else 0
+    return abi.Meta(
+        abi=abi.Abi.VERSION,
+        phase=abi.Phase.IDLE,
+        generation=generation if known else generation + 1,
+        applied_at=now,
+        digest=tuple(digest),
+        commit=commit.encode()[:63],
+    )
+
+
+def applying(meta: abi.Meta) -> abi.Meta:
+    """The same entry while the maps are being written."""
+    under_way = abi.Meta.from_bytes(bytes(meta))
+    under_way.phase = abi.Phase.APPLYING
+    return under_way
