@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import bisect
 import ctypes
+import os
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import c_char_p, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
-from os import getpid
 from pathlib import Path
 
 from bpf import libbpf
@@ -104,16 +104,26 @@ def _names(btf_id: int) -> Iterator[Callable[[int], str]]:
 
 @contextmanager
 def sampled() -> Iterator[None]:
-    """perf looks at this process meanwhile."""
+    """perf looks at this process meanwhile: from when it says that it does."""
     if not shutil.which("perf"):
         raise BenchError("no perf: apt-get install linux-perf")
     DATA.parent.mkdir(parents=True, exist_ok=True)
-    command = ["perf", "record", "-q", "-e", "cpu-clock:k", "-F", str(RATE), "-p", str(getpid())]
-    with subprocess.Popen([*command, "-o", str(DATA)], stderr=subprocess.PIPE) as perf:
+    ears, mouth = os.pipe()
+    answer, voice = os.pipe()
+    command = ["perf", "record", "-q", "-e", "cpu-clock:k", "-F", str(RATE), "-p", str(os.getpid())]
+    command += ["-D", "-1", f"--control=fd:{ears},{voice}", "-o", str(DATA)]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, pass_fds=(ears, voice)) as perf:
+        os.close(ears)
+        os.close(voice)
         try:
+            os.write(mouth, b"enable\n")
+            if not os.read(answer, 16):
+                raise BenchError(f"perf does not sample here: {' '.join(command)}")
             yield
         finally:
             perf.send_signal(signal.SIGINT)
+            os.close(mouth)
+            os.close(answer)
 
 
 def samples() -> list[tuple[int, str]]:
