@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from bpf.abi import Forward
-from tests.support.frames import CLIENT_MAC, Segment, eth, ip
-from tests.support.world import Backend, Pool, Service, Settings, World
+from tests.support.frames import CLIENT_MAC, TCP, Segment, eth, ip
+from tests.support.world import Backend, Pool, Service, Settings, World, slot_of, tuple_hash
 
 BALANCER_MAC, BACKEND_SIDE_MAC = "02:00:00:00:00:01", "02:00:00:00:0b:00"
 
@@ -51,7 +51,7 @@ V4 = Net(
     vip="192.0.2.10",
     vip2="192.0.2.11",
     foreign="192.0.2.99",
-    backends=tuple(f"10.1.0.{10 + i}" for i in range(1, 9)),
+    backends=tuple(f"10.1.0.{10 + i}" for i in range(1, 13)),
     nat_source=Settings().nat_source4,
     tunnel_source=Settings().tunnel_source4,
 )
@@ -67,7 +67,7 @@ V6 = Net(
     vip="2001:db8:5::10",
     vip2="2001:db8:5::11",
     foreign="2001:db8:5::99",
-    backends=tuple(f"2001:db8:b::{10 + i}" for i in range(1, 9)),
+    backends=tuple(f"2001:db8:b::{10 + i}" for i in range(1, 13)),
     nat_source=Settings().nat_source6,
     tunnel_source=Settings().tunnel_source6,
 )
@@ -111,3 +111,14 @@ def from_backend(packet: bytes, number: int = 1, **fields: Any) -> bytes:
 
 def to_client(packet: bytes, *, dst: str = CLIENT_MAC, **fields: Any) -> bytes:
     return eth(packet, src=BALANCER_MAC, dst=dst, **fields)
+
+
+def port_to_slot(
+    net: Net, slot: int, *, size: int = 61, dport: int = 80, start: int = 20000
+) -> int:
+    """The first source port of the client from `start` on whose 5-tuple hash (TCP) names a slot."""
+    return next(
+        port
+        for port in range(start, 65536)
+        if slot_of(tuple_hash(net.client, port, net.vip, dport, TCP), size) == slot
+    )
