@@ -153,7 +153,7 @@ class Lab:
         _default(self.router, "10.1.3.1", "fd01:3::1")
         self.router.ip(
             f"route replace 10.1.1.0/24 dev narrow mtu lock {NARROW}\n"
-            f"route replace fd01:1::/64 dev narrow mtu lock {NARROW}\n"
+            f"route replace fd01:1::/64 dev narrow metric 256 mtu lock {NARROW}\n"
         )
         self.balancer.ip(
             "route add 10.1.1.0/24 via 10.1.3.2\nroute add fd01:1::/64 via fd01:3::2\n"
