@@ -56,12 +56,12 @@ neigh add 2001:db8:c::fe lladdr {ROUTER_MAC} dev clients nud permanent
 neigh add 10.1.0.77 lladdr 02:00:00:00:0b:77 dev backends nud permanent
 neigh add 2001:db8:b::77 lladdr 02:00:00:00:0b:77 dev backends nud permanent
 route add 203.0.113.0/24 via 198.51.100.254
-route add 203.0.114.0/24 via 198.51.100.254 mtu 1400
+route add 203.0.114.0/24 via 198.51.100.254 mtu lock 1400
 route add blackhole 203.0.115.0/24
 route add unreachable 203.0.116.0/24
 route add prohibit 203.0.117.0/24
 route add 2001:db8:f::/64 via 2001:db8:c::fe
-route add 2001:db8:f1::/64 via 2001:db8:c::fe mtu 1400
+route add 2001:db8:f1::/64 via 2001:db8:c::fe mtu lock 1400
 route add blackhole 2001:db8:f2::/64
 route add unreachable 2001:db8:f3::/64
 route add prohibit 2001:db8:f4::/64
