@@ -293,9 +293,9 @@ struct return6 {
 /* A next hop towards clients. Never changes once it has an index. */
 struct hop {
 	__u32 ifindex;
-	__u16 mtu;
 	__u8 dmac[6];
 	__u8 smac[6];
+	__u16 mtu;
 	__u16 zero;
 };
 

@@ -410,15 +410,15 @@ class Return6(Record):
 
 class Hop(Record):
     ifindex: int
-    mtu: int
     dmac: Numbers
     smac: Numbers
+    mtu: int
     zero: int
     _fields_ = (
         ("ifindex", c_uint32),
-        ("mtu", c_uint16),
         ("dmac", c_uint8 * 6),
         ("smac", c_uint8 * 6),
+        ("mtu", c_uint16),
         ("zero", c_uint16),
     )
 

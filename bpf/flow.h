@@ -10,15 +10,21 @@
 #include "parse.h"
 #include "select.h"
 
+/* Written by whole words: the kernel's hash reads words, and waits for stores of parts. */
+static __always_inline void words4(struct flow4_key *key, __u32 saddr, __u32 daddr, __u32 ports,
+				   __u8 proto, __u8 side)
+{
+	__u32 *word = (__u32 *)key;
+
+	word[0] = saddr;
+	word[1] = daddr;
+	word[2] = ports;
+	word[3] = proto | (__u32)side << 8;
+}
+
 static __always_inline void key4(struct flow4_key *key, const struct flow6_key *t, __u8 side)
 {
-	key->saddr = t->saddr.v4;
-	key->daddr = t->daddr.v4;
-	key->sport = t->sport;
-	key->dport = t->dport;
-	key->proto = t->proto;
-	key->side = side;
-	key->zero = 0;
+	words4(key, t->saddr.v4, t->daddr.v4, *(__u32 *)&t->sport, t->proto, side);
 }
 
 static __always_inline void key6(struct flow6_key *key, const struct flow6_key *t, __u8 side)
@@ -121,11 +127,12 @@ static __noinline struct flow *find_opening(__u8 family, const struct flow6_key 
 	return entry4(bpf_map_lookup_elem(&opening4, &four), client);
 }
 
-/* `flags` as for the kernel: BPF_ANY or BPF_NOEXIST. `client` NULL: the client's side, which is its own. */
-static __always_inline long put_opening(__u8 family, const struct flow6_key *t, __u8 side,
-					const struct flow6_key *client, const struct flow *flow,
-					__u64 flags)
+/* The client's side (`client` NULL), or the backend's, which must not be there yet. */
+static __noinline long put_opening(__u8 family, const struct flow6_key *t,
+				   const struct flow6_key *client, const struct flow *flow)
 {
+	__u8 side = client ? SIDE_BACKEND : SIDE_CLIENT;
+	__u64 flags = client ? BPF_NOEXIST : BPF_ANY;
 	struct flow4_key four;
 	struct flow6_key six;
 
@@ -145,22 +152,21 @@ static __always_inline long put_opening(__u8 family, const struct flow6_key *t, 
 	return bpf_map_update_elem(&opening4, &four, &value, flags);
 }
 
-static __always_inline long put_return(__u8 family, const struct flow6_key *t,
-				       const struct flow6_key *client, const struct flow *flow,
-				       __u64 flags)
+static __noinline long put_return(__u8 family, const struct flow6_key *t,
+				  const struct flow6_key *client, const struct flow *flow)
 {
 	struct flow4_key key;
 
 	if (family == 6) {
 		struct return6 value = { .client = *client, .flow = *flow };
 
-		return bpf_map_update_elem(&returns6, t, &value, flags);
+		return bpf_map_update_elem(&returns6, t, &value, BPF_NOEXIST);
 	}
 	struct return4 value = { .flow = *flow };
 
 	key4(&key, t, 0);
 	key4(&value.client, client, 0);
-	return bpf_map_update_elem(&returns4, &key, &value, flags);
+	return bpf_map_update_elem(&returns4, &key, &value, BPF_NOEXIST);
 }
 
 static __noinline void drop_opening(__u8 family, const struct flow6_key *t, __u8 side)
@@ -378,10 +384,9 @@ __attribute__((noinline)) int claim_return(struct packet *p, __u32 claim)
 		drop_opening(p->family, &p->reply, SIDE_BACKEND);
 	}
 	if (claim == CLAIM_OPENING)
-		failed = put_opening(p->family, &p->reply, SIDE_BACKEND, &p->tuple, &flow,
-				     BPF_NOEXIST);
+		failed = put_opening(p->family, &p->reply, &p->tuple, &flow);
 	else
-		failed = put_return(p->family, &p->reply, &p->tuple, &flow, BPF_NOEXIST);
+		failed = put_return(p->family, &p->reply, &p->tuple, &flow);
 	if (!failed)
 		return GO_ON;
 	return failed == -17 /* EEXIST: another CPU was faster */ ? VERDICT_RETURN_TAKEN : VERDICT_NO_ROOM;

@@ -305,8 +305,7 @@ static __noinline void translate_error(struct xdp_md *ctx, const struct packet *
 }
 
 /* The backend of the flow that the error is about, into p's ids; p->tuple is the client's here. */
-static __noinline int backend_of_error(struct xdp_md *ctx, struct packet *p,
-				       const struct settings *set)
+static __noinline int backend_of_error(struct packet *p, const struct settings *set)
 {
 	struct service *s;
 	struct flow *flow;
@@ -321,7 +320,7 @@ static __noinline int backend_of_error(struct xdp_md *ctx, struct packet *p,
 		if (!flow || !stands(p, flow, set))
 			flow = opens(p, s) ? find_opening(p->family, &p->tuple, SIDE_CLIENT, NULL) : NULL;
 		if (flow && stands(p, flow, set)) {
-			p->source_port = flow->hop;
+			p->source_port = bpf_htons(flow->hop);
 			return GO_ON;
 		}
 		p->frontend = frontend;
@@ -393,7 +392,7 @@ static __noinline int error_to_backend(struct xdp_md *ctx, struct packet *p,
 	p->fragment = p->quote.fragment;
 	verdict = find_frontend(p, &p->tuple);
 	if (verdict == GO_ON)
-		verdict = backend_of_error(ctx, p, set);
+		verdict = backend_of_error(p, set);
 	p->tuple = p->to;
 	p->fragment = FRAGMENT_NONE;
 	return verdict == GO_ON ? send_error(ctx, p, set) : verdict;

@@ -14,6 +14,7 @@
 #include "parse.h"
 #include "reply.h"
 #include "select.h"
+#include "shortcut.h"
 #include "sweep.h"
 
 /* A malformed packet is dropped only when it is for a service. */
@@ -41,16 +42,23 @@ static __always_inline int transport(struct xdp_md *ctx, struct packet *p,
 	return verdict == VERDICT_TOO_BIG ? answer_too_big(ctx, p) : verdict;
 }
 
-static __always_inline int balance(struct xdp_md *ctx, struct packet *p,
-				   const struct settings *set)
+static __noinline int understand(struct xdp_md *ctx, struct packet *p)
 {
 	int verdict = parse_addresses(ctx, p);
 
 	if (verdict != GO_ON)
 		return verdict;
 	verdict = parse(ctx, p);
+	return verdict == GO_ON ? GO_ON : malformed(p, verdict);
+}
+
+static __always_inline int balance(struct xdp_md *ctx, struct packet *p,
+				   const struct settings *set)
+{
+	int verdict = understand(ctx, p);
+
 	if (verdict != GO_ON)
-		return malformed(p, verdict);
+		return verdict;
 	if (p->what < WHAT_ECHO)
 		return transport(ctx, p, set);
 	if (p->what == WHAT_ERROR)
@@ -59,7 +67,7 @@ static __always_inline int balance(struct xdp_md *ctx, struct packet *p,
 }
 
 /* The only place that names what XDP does with a packet. */
-static __always_inline int act(struct xdp_md *ctx, const struct packet *p, int verdict,
+static __always_inline int act(struct xdp_md *ctx, int verdict, __u32 egress,
 			       const struct settings *set)
 {
 	switch (verdict) {
@@ -73,9 +81,9 @@ static __always_inline int act(struct xdp_md *ctx, const struct packet *p, int v
 	case VERDICT_ICMP_RETURNED:
 	case VERDICT_ECHO_ANSWERED:
 	case VERDICT_TOO_BIG_ANSWERED:
-		if (p->egress == ctx->ingress_ifindex && !(set->flags & SETTING_REDIRECT_ALWAYS))
+		if (egress == ctx->ingress_ifindex && !(set->flags & SETTING_REDIRECT_ALWAYS))
 			return XDP_TX;
-		return bpf_redirect(p->egress, 0);
+		return bpf_redirect(egress, 0);
 	default:
 		return XDP_DROP;
 	}
@@ -86,17 +94,26 @@ int lb(struct xdp_md *ctx)
 {
 	struct settings *set = the_settings();
 	struct cpu *cpu = this_cpu();
-	struct packet *p = fresh_packet();
+	struct lane lane = {};
 	__u64 started = 0;
 	int verdict, action;
 
-	if (!set || !cpu || !p)
+	if (!set || !cpu)
 		return XDP_PASS;
 	if (!(cpu->packets++ & set->sample_mask))
 		started = bpf_ktime_get_ns();
-	verdict = balance(ctx, p, set);
-	count_verdict(cpu, verdict, p->bytes);
-	action = act(ctx, p, verdict, set);
+	verdict = shortcut(ctx, &lane, set);
+	if (verdict == LONG_WAY) {
+		struct packet *p = fresh_packet();
+
+		if (!p)
+			return XDP_PASS;
+		verdict = balance(ctx, p, set);
+		lane.bytes = p->bytes;
+		lane.egress = p->egress;
+	}
+	count_verdict(cpu, verdict, lane.bytes);
+	action = act(ctx, verdict, lane.egress, set);
 	if (started)
 		count_latency(cpu, bpf_ktime_get_ns() - started);
 	return action;

@@ -60,12 +60,12 @@ static __noinline int remember(struct packet *p, const struct service *s, __u32 
 		.backend = p->backend,
 		.frontend = p->frontend,
 		.seen = p->now,
-		.hop = p->source_port,
+		.hop = bpf_ntohs(p->source_port),
 	};
 	long failed;
 
 	if (learning == LEARN_OPENING)
-		failed = put_opening(p->family, &p->tuple, SIDE_CLIENT, NULL, &flow, BPF_ANY);
+		failed = put_opening(p->family, &p->tuple, NULL, &flow);
 	else
 		failed = put_flow(p->family, &p->tuple, &flow);
 	if (failed)
@@ -175,7 +175,7 @@ __attribute__((noinline)) int open_further(struct xdp_md *ctx, struct packet *p)
 	backend = backend_of(p->backend);
 	if (!s || !backend)
 		goto gone;
-	p->source_port = flow->hop;
+	p->source_port = bpf_htons(flow->hop);
 	verdict = sendable(ctx, p, s, backend, set);
 	if (verdict != GO_ON)
 		return verdict;
@@ -231,7 +231,7 @@ static __always_inline int with_flow(struct xdp_md *ctx, struct packet *p,
 	backend = backend_of(p->backend);
 	if (!s || !backend)
 		goto gone;
-	p->source_port = flow->hop;
+	p->source_port = bpf_htons(flow->hop);
 	verdict = sendable(ctx, p, s, backend, set);
 	if (verdict != GO_ON)
 		return verdict;
@@ -247,7 +247,7 @@ gone:
 }
 
 /* NOT_OURS: no frontend wants it. */
-static __always_inline int forward(struct xdp_md *ctx, struct packet *p, const struct settings *set)
+static __noinline int forward(struct xdp_md *ctx, struct packet *p, const struct settings *set)
 {
 	struct backend *backend;
 	struct service *s;

@@ -317,7 +317,7 @@ static __always_inline int passable(struct xdp_md *ctx, struct packet *p, int ro
 }
 
 /* NOT_OURS: nobody's reply. */
-static __always_inline int give_back(struct xdp_md *ctx, struct packet *p,
+static __noinline int give_back(struct xdp_md *ctx, struct packet *p,
 				     const struct settings *set)
 {
 	bool full = to_nat_source(p, set), derived = false;

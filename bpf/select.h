@@ -49,17 +49,25 @@ static __always_inline struct health *health_of(__u32 id)
 	return h && h->id == id ? h : NULL;
 }
 
+/* By whole words, like flow keys (flow.h). */
+static __always_inline void frontend_words(struct frontend4_key *key, __u32 addr, __be16 port,
+					   __u8 proto)
+{
+	__u32 *word = (__u32 *)key;
+
+	word[0] = addr;
+	word[1] = port | (__u32)proto << 16;
+}
+
 /* What the frontend maps say of (address, port, protocol): NULL where they say nothing. */
 static __always_inline __u32 *frontend_entry(__u8 family, const union address *addr, __be16 port,
 					     __u8 proto)
 {
-	struct frontend4_key four = {};
+	struct frontend4_key four;
 	struct frontend6_key six = {};
 
 	if (family == 4) {
-		four.addr = addr->v4;
-		four.port = port;
-		four.proto = proto;
+		frontend_words(&four, addr->v4, port, proto);
 		return bpf_map_lookup_elem(&frontends4, &four);
 	}
 	__builtin_memcpy(six.addr, addr, sizeof(six.addr));
@@ -173,7 +181,7 @@ __attribute__((noinline)) __u32 walk(__u32 pool_id, __u64 draw, __u32 how)
 }
 
 /* Fewer live flows for its weight wins, the first when equal. */
-static __always_inline __u32 lighter(__u32 first, __u32 second)
+static __noinline __u32 lighter(__u32 first, __u32 second)
 {
 	__u32 index1 = first & ID_INDEX_MASK, index2 = second & ID_INDEX_MASK;
 	struct backend *a = backend_of(first), *b = backend_of(second);

@@ -1,0 +1,341 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The way of nearly every packet: IPv4 without tags, options or fragments, of a
+ * flow that has been seen in this very tick, or of a service that keeps none.
+ *
+ * Nothing is decided here that the long way would decide otherwise: whatever is
+ * unusual is refused before a byte has changed, and the long way starts anew.
+ * The tests run every packet the long way too and compare (docs/packet-path.md).
+ */
+#pragma once
+
+#include "count.h"
+#include "csum.h"
+#include "flow.h"
+#include "forward.h"
+#include "parse.h"
+#include "reply.h"
+#include "select.h"
+
+#define LONG_WAY GO_ON
+
+#define TCP_OFFSET 12		/* where the bytes are that hold these */
+#define TCP_FLAGS 13
+#define TCP_ENDING 0x05		/* FIN, RST */
+#define TCP_SYN 0x02
+
+/* A frame of the kind: its headers are where they nearly always are. */
+#define SHORT_FRAME (sizeof(struct ethhdr) + sizeof(struct iphdr) + sizeof(struct tcphdr))
+
+static __always_inline __be16 *ethertype(void *frame)
+{
+	return frame + __builtin_offsetof(struct ethhdr, h_proto);
+}
+
+static __always_inline struct iphdr *ip_of(void *frame)
+{
+	return frame + sizeof(struct ethhdr);
+}
+
+static __always_inline struct tcphdr *tcp_of(void *frame)
+{
+	return frame + sizeof(struct ethhdr) + sizeof(struct iphdr);
+}
+
+static __always_inline struct udphdr *udp_of(void *frame)
+{
+	return frame + sizeof(struct ethhdr) + sizeof(struct iphdr);
+}
+
+/* What is known of the packet by the time it can be sent. */
+struct lane {
+	void *frame;
+	struct frontend *frontend;
+	struct service *service;
+	struct backend *backend;
+	__u32 bytes;
+	__u32 egress;
+	__u16 length;
+	__u8 proto;
+};
+
+/* TCP or UDP with plain headers that hold together. */
+static __always_inline bool is_short(const struct lane *lane)
+{
+	__u32 segment = lane->length - sizeof(struct iphdr);
+	struct udphdr *udp = udp_of(lane->frame);
+	__u8 *tcp = lane->frame + SHORT_FRAME - sizeof(struct tcphdr);
+
+	if (ip_of(lane->frame)->frag_off & bpf_htons(IP_MORE_FRAGMENTS | IP_FRAGMENT_OFFSET))
+		return false;
+	if (sizeof(struct ethhdr) + lane->length > lane->bytes)
+		return false;
+	if (lane->proto == IPPROTO_TCP)
+		return lane->length >= sizeof(struct iphdr) + sizeof(struct tcphdr) &&
+		       !(tcp[TCP_FLAGS] & TCP_SYN) && tcp[TCP_OFFSET] >= 5 << 4 &&
+		       (tcp[TCP_OFFSET] >> 4) * 4U <= segment;
+	return lane->proto == IPPROTO_UDP && lane->length >= sizeof(struct iphdr) + sizeof(*udp) &&
+	       bpf_ntohs(udp->len) >= sizeof(*udp) && bpf_ntohs(udp->len) <= segment;
+}
+
+static __always_inline bool fits_lane(const struct lane *lane, __u32 extra)
+{
+	const struct backend *b = lane->backend;
+
+	return b->family == 4 && b->ifindex && lane->length + extra <= b->mtu;
+}
+
+/* In place: the flow's addresses, ports and checksums, one hop less. */
+static __always_inline void short_translate(const struct lane *lane, __be32 saddr, __be32 daddr,
+					    __be16 sport, __be16 dport)
+{
+	struct iphdr *ip = ip_of(lane->frame);
+	struct tcphdr *tcp = tcp_of(lane->frame);
+	struct udphdr *udp = udp_of(lane->frame);
+	__u64 addresses = delta32(ip->saddr, saddr) + delta32(ip->daddr, daddr);
+	__u64 delta = addresses + delta16(udp->source, sport) + delta16(udp->dest, dport);
+
+	ip->saddr = saddr;
+	ip->daddr = daddr;
+	udp->source = sport;
+	udp->dest = dport;
+	csum_update(&ip->check, addresses + delta16(1, 0));
+	ip->ttl--;
+	if (lane->proto == IPPROTO_TCP)
+		csum_update(&tcp->check, delta);
+	else if (udp->check)
+		csum_update_udp(&udp->check, delta);
+}
+
+/* In front: IPv4 in IPv4, or that in UDP. */
+static __always_inline int short_encapsulate(struct xdp_md *ctx, struct lane *lane,
+					     const struct settings *set, __u64 hash)
+{
+	bool gue = lane->service->forward == FORWARD_GUE;
+	__u32 extra = sizeof(struct iphdr) + (gue ? sizeof(struct udphdr) : 0);
+	struct iphdr *ip = ip_of(lane->frame);
+	__u8 class = ip->tos;
+	struct udphdr *udp;
+	void *frame;
+
+	csum_update(&ip->check, delta16(1, 0));
+	ip->ttl--;
+	if (bpf_xdp_adjust_head(ctx, -(int)extra))
+		return VERDICT_NO_HEADROOM;
+	frame = frame_start(ctx);
+	if (frame + SHORT_FRAME > frame_end(ctx))
+		return VERDICT_NO_HEADROOM;
+	lane->frame = frame;
+	*ethertype(frame) = bpf_htons(ETH_P_IP);
+	outer_ipv4(ip_of(frame), class, lane->length + extra, gue ? IPPROTO_UDP : IPPROTO_IPIP,
+		   set, lane->backend);
+	if (gue) {
+		udp = udp_of(frame);
+		udp->source = bpf_htons(GUE_PORT_BASE | (hash & GUE_PORT_SPREAD));
+		udp->dest = set->gue_port;
+		udp->len = bpf_htons(lane->length + sizeof(*udp));
+		udp->check = 0;
+	}
+	return GO_ON;
+}
+
+static __always_inline __u64 short_hash(const struct lane *lane, __u8 fields)
+{
+	struct flow6_key t = {
+		.saddr.v4 = ip_of(lane->frame)->saddr,
+		.daddr.v4 = ip_of(lane->frame)->daddr,
+		.sport = udp_of(lane->frame)->source,
+		.dport = udp_of(lane->frame)->dest,
+		.proto = lane->proto,
+	};
+
+	return tuple_hash(&t, 4, fields);
+}
+
+static __always_inline int short_deliver(struct xdp_md *ctx, struct lane *lane,
+					 const struct settings *set)
+{
+	struct iphdr *ip = ip_of(lane->frame);
+	struct udphdr *udp = udp_of(lane->frame);
+	struct backend *b = lane->backend;
+	__u8 mode = lane->service->forward;
+	__u64 hash = 0;
+	int verdict;
+
+	if (mode != FORWARD_DSR && ip->ttl <= 1)
+		return LONG_WAY;
+	switch (mode) {
+	case FORWARD_NAT:
+		if (!fits_lane(lane, 0))
+			return LONG_WAY;
+		short_translate(lane, ip->saddr, b->addr.v4, udp->source,
+				backend_port(b, lane->frontend, udp->dest));
+		break;
+	case FORWARD_DSR:
+		if (!b->ifindex || lane->length > b->mtu)
+			return LONG_WAY;
+		break;
+	case FORWARD_IPIP:
+	case FORWARD_GUE:
+		if (!set->tunnel_source4.v4 || !fits_lane(lane, overhead(lane->service, b)))
+			return LONG_WAY;
+		if (mode == FORWARD_GUE)
+			hash = short_hash(lane, HASH_FIVE_TUPLE);
+		verdict = short_encapsulate(ctx, lane, set, hash);
+		if (verdict != GO_ON)
+			return verdict;
+		break;
+	default:
+		return LONG_WAY;
+	}
+	put_macs(lane->frame, b->dmac);
+	lane->egress = b->ifindex;
+	return VERDICT_FORWARDED;
+}
+
+static __always_inline void count_lane(const struct lane *lane, __u32 service, __u32 backend)
+{
+	struct counters *of_service = service_counters(service);
+	struct counters *of_backend = backend_counters(backend);
+
+	if (of_service) {
+		of_service->packets++;
+		of_service->bytes += lane->bytes;
+	}
+	if (of_backend) {
+		of_backend->packets++;
+		of_backend->bytes += lane->bytes;
+	}
+}
+
+/* The frontend's service, both there. */
+static __always_inline bool lane_service(struct lane *lane, __u32 frontend)
+{
+	lane->frontend = frontend_of(frontend);
+	if (!lane->frontend)
+		return false;
+	lane->service = service_of(lane->frontend->service);
+	return lane->service;
+}
+
+/* A flow of this tick needs no refreshing and cannot be idle. */
+static __always_inline bool short_flow(struct lane *lane, const struct flow4_key *key)
+{
+	struct flow *flow = bpf_map_lookup_elem(&flows4, key);
+
+	if (!flow || flow->state & FLOW_CLOSED)
+		return false;
+	if (flow->seen != (__u32)(bpf_ktime_get_coarse_ns() >> TICK_SHIFT))
+		return false;
+	lane->backend = backend_of(flow->backend);
+	if (!lane->backend || !lane_service(lane, flow->frontend))
+		return false;
+	return !down_for_flows(lane->backend);
+}
+
+/* Table only: the slot that the hash says, if its backend can be used. */
+static __always_inline bool short_choice(struct lane *lane)
+{
+	struct frontend4_key key;
+	struct pool *pool;
+	__u32 index, slot, *id, *frontend;
+	void *table;
+
+	frontend_words(&key, ip_of(lane->frame)->daddr, udp_of(lane->frame)->dest, lane->proto);
+	frontend = bpf_map_lookup_elem(&frontends4, &key);
+	if (!frontend || !lane_service(lane, *frontend))
+		return false;
+	if (keeps_flows(lane->service) || lane->service->balance != BALANCE_HASH ||
+	    lane->service->short_pools & 1)
+		return false;
+	pool = pool_of(lane->service->pools[0]);
+	if (!pool || !lane->service->pool_count)
+		return false;
+	index = pool->id & ID_INDEX_MASK;
+	table = bpf_map_lookup_elem(&tables, &index);
+	if (!table)
+		return false;
+	slot = first_slot(pool, short_hash(lane, lane->service->hash), 0);
+	id = bpf_map_lookup_elem(table, &slot);
+	if (!id || !usable(*id, false, slot_hash(slot)))
+		return false;
+	lane->backend = backend_of(*id);
+	return lane->backend;
+}
+
+/* The reply of a flow whose next hop is known, towards the client. */
+static __always_inline int short_reply(struct lane *lane, const struct flow4_key *key,
+				       const struct settings *set)
+{
+	struct counters *of_service, *of_backend;
+	struct return4 *entry = bpf_map_lookup_elem(&returns4, key);
+	struct hop *hop;
+	__u32 number;
+
+	if (!entry || !entry->flow.hop || entry->flow.hop_epoch != (__u8)set->hop_epoch)
+		return LONG_WAY;
+	if (entry->flow.seen != (__u32)(bpf_ktime_get_coarse_ns() >> TICK_SHIFT))
+		return LONG_WAY;
+	number = entry->flow.hop;
+	hop = bpf_map_lookup_elem(&hops, &number);
+	if (!hop || !lane_service(lane, entry->flow.frontend) ||
+	    lane->service->forward != FORWARD_NAT)
+		return LONG_WAY;
+	if (ip_of(lane->frame)->ttl <= 1 || (hop->mtu && lane->length > hop->mtu))
+		return LONG_WAY;
+	short_translate(lane, entry->client.daddr, entry->client.saddr, entry->client.dport,
+			entry->client.sport);
+	put_macs(lane->frame, hop->dmac);
+	lane->egress = hop->ifindex;
+	of_service = service_counters(lane->service->id);
+	of_backend = backend_counters(entry->flow.backend);
+	if (of_service) {
+		of_service->reply_packets++;
+		of_service->reply_bytes += lane->bytes;
+	}
+	if (of_backend) {
+		of_backend->reply_packets++;
+		of_backend->reply_bytes += lane->bytes;
+	}
+	return VERDICT_RETURNED;
+}
+
+/* LONG_WAY, or what has become of the packet. */
+static __always_inline int shortcut(struct xdp_md *ctx, struct lane *lane,
+				    const struct settings *set)
+{
+	struct prefilter *filter = the_prefilter();
+	void *frame = frame_start(ctx), *end = frame_end(ctx);
+	struct iphdr *ip = ip_of(frame);
+	struct flow4_key key;
+	__u8 kind;
+	int verdict;
+
+	if (frame + SHORT_FRAME > end || !filter || *ethertype(frame) != bpf_htons(ETH_P_IP))
+		return LONG_WAY;
+	lane->frame = frame;
+	lane->bytes = end - frame;
+	lane->proto = ip->protocol;
+	kind = kinds(filter, bucket4(ip->saddr), bucket4(ip->daddr));
+	if (!kind && lane->proto != IPPROTO_ICMP)
+		return VERDICT_NOT_OURS;
+	lane->length = bpf_ntohs(ip->tot_len);
+	if (*(__u8 *)ip != 0x45 || !is_short(lane))
+		return LONG_WAY;
+	if (kind == (ADDRESS_SERVICE | ADDRESS_TABLE_FIRST)) {
+		if (!short_choice(lane))
+			return LONG_WAY;
+	} else {
+		if (lane->proto == IPPROTO_TCP &&
+		    ((__u8 *)tcp_of(frame))[TCP_FLAGS] & TCP_ENDING)
+			return LONG_WAY;
+		words4(&key, ip->saddr, ip->daddr, *(__u32 *)udp_of(frame), lane->proto, 0);
+		if (kind == ADDRESS_NAT_BACKEND)
+			return short_reply(lane, &key, set);
+		if (kind != ADDRESS_SERVICE || !short_flow(lane, &key))
+			return LONG_WAY;
+	}
+	verdict = short_deliver(ctx, lane, set);
+	if (verdict == VERDICT_FORWARDED)
+		count_lane(lane, lane->service->id, lane->backend->id);
+	return verdict;
+}
