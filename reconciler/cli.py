@@ -13,7 +13,6 @@ from bpf.kernel import Instance, KernelError, NotLoaded, Sizes
 from reconciler import config as configuration
 from reconciler import node as nodes
 from reconciler import report, shape
-from reconciler.compile import node_problems
 from reconciler.dataplane import State
 from reconciler.ids import NoRoom
 from reconciler.look import Live, View, look
@@ -31,6 +30,7 @@ from reconciler.loop import (
 from reconciler.maps import PinnedMaps
 from reconciler.model import Node
 from reconciler.neigh import Neighbours
+from reconciler.parts import node_problems
 from reconciler.problems import Rejected
 from reconciler.source import FileSource, Hint, Poke, SourceError
 
@@ -75,7 +75,9 @@ def parser() -> argparse.ArgumentParser:
     mode = arguments.add_mutually_exclusive_group()
     mode.add_argument("--once", action="store_true", help="one pass, then exit")
     mode.add_argument(
-        "--dry-run", action="store_true", help="print the plan against the live maps; change nothing"
+        "--dry-run",
+        action="store_true",
+        help="print the plan against the live maps; change nothing",
     )
     arguments.add_argument(
         "--detailed-exitcode", action="store_true", help="--dry-run: 2 when changes are pending"

@@ -5,45 +5,20 @@ follows from the configuration, the node, and the next hops that were found.
 Health has no say here: spare.py adds what depends on it.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
 
 from bpf import abi
-from reconciler import ids, table
+from reconciler import encode, ids, table
 from reconciler.dataplane import State, Where
+from reconciler.encode import FrontendKey
 from reconciler.ids import NoRoom, hashed
-from reconciler.model import (
-    Address,
-    AdminState,
-    Backend,
-    Config,
-    Forward,
-    HashOn,
-    Method,
-    Node,
-    Pool,
-    Port,
-    Service,
-)
-from reconciler.problems import Mark, Problem
-from reconciler.table import Fill, Slots
+from reconciler.model import Address, Backend, Config, Forward, Node, Pool, Port
+from reconciler.parts import Part, PoolKey, members, parts_of
+from reconciler.table import Slots
 
 CLOSING = 10  # seconds that a closed flow is remembered
 REST = 60  # seconds that a released fullnat port rests
-TICK = (1 << abi.Limit.TICK_SHIFT) / 1e9
-ICMP = {4: 1, 6: 58}
-
-_FORWARD = {mode: abi.Forward[mode.name] for mode in Forward}
-_BALANCE = {
-    Method.CONSISTENT: abi.Balance.HASH,
-    Method.MAGLEV: abi.Balance.HASH,
-    Method.ROUND_ROBIN: abi.Balance.ROUND_ROBIN,
-    Method.RANDOM: abi.Balance.RANDOM,
-    Method.LEAST_CONNECTIONS: abi.Balance.LEAST_CONNECTIONS,
-}
-_HASH = {on: abi.HashFields[on.name] for on in HashOn}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,31 +38,6 @@ class Surroundings:
     hops: Mapping[Address, NextHop] = field(default_factory=dict)
     redirect_always: bool = False
     hop_epoch: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class PoolKey:
-    """A pool as one way of filling sees it; translating services see one family of it."""
-
-    pool: str
-    fill: Fill
-    family: int = 0  # 0: both
-
-    def __str__(self) -> str:
-        return f"{self.pool}/{self.fill.value}" + (f"/ipv{self.family}" if self.family else "")
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What the data plane calls a service: all of one, or one family of it."""
-
-    service: Service
-    frontends: tuple[tuple[Address, Port], ...]
-    pools: tuple[PoolKey, ...]
-    family: int = 0
-
-    def __str__(self) -> str:
-        return self.service.name + (f"/ipv{self.family}" if self.family else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,90 +64,6 @@ def compile_config(
 ) -> Desired:
     """What the maps should say. NoRoom when they cannot hold it."""
     return _Compiler(config, node, actual, around, room).desired()
-
-
-def parts_of(service: Service) -> Iterator[Part]:
-    """Translation works within a family, so a translating service is one for each."""
-    fill = table.fill_of(service.balance.method)
-    families = (4, 6) if service.forward.translates else (0,)
-    for family in families:
-        frontends = tuple(
-            (address, port)
-            for address in service.addresses
-            for port in service.ports
-            if family in (0, address.version)
-        )
-        if frontends:
-            pools = tuple(PoolKey(name, fill, family) for name in service.pools)
-            yield Part(service, frontends, pools, family)
-
-
-def members(pool: Pool, family: int) -> list[Backend]:
-    """The backends that slots may name, sorted by name."""
-    return [
-        backend
-        for _, backend in sorted(pool.backends.items())
-        if backend.takes_new and family in (0, backend.address.version)
-    ]
-
-
-def ticks(seconds: float) -> int:
-    return max(1, math.ceil(seconds / TICK))
-
-
-def per_tick(rate: int) -> int:
-    """A rate a second as one a tick; 0 stays 0, which is no limit."""
-    return math.ceil(rate * TICK)
-
-
-def abi_address(address: Address | None) -> abi.Address:
-    if address is None:
-        return abi.Address()
-    return abi.Address.from_bytes(address.packed.ljust(16, b"\0"))
-
-
-def bucket(address: Address) -> int:
-    """Of the prefilter: the program's hash of an address."""
-    packed = address.packed
-    if address.version == 4:
-        return (int.from_bytes(packed, "little") * 0x9E3779B1 % (1 << 32)) >> 16
-    first, second = int.from_bytes(packed[:8], "little"), int.from_bytes(packed[8:], "little")
-    golden = 0x9E3779B97F4A7C15
-    return (((first * golden % (1 << 64)) ^ second) * golden % (1 << 64)) >> 48
-
-
-FrontendKey = abi.Frontend4Key | abi.Frontend6Key
-
-
-def key_of(address: Address, port: int, proto: int) -> FrontendKey:
-    if isinstance(address, IPv4Address):
-        return abi.Frontend4Key(addr=int(address), port=port, proto=proto)
-    return abi.Frontend6Key(addr=tuple(address.packed), port=port, proto=proto)
-
-
-def node_problems(config: Config, node: Node) -> list[Problem]:
-    """What this configuration needs and this node's file does not give."""
-    found = []
-    for service in config.services.values():
-        for family, setting in sorted(_sources_needed(config, service)):
-            given = node.nat_source if setting == "nat-source" else node.tunnel_source
-            if family not in given:
-                message = f"services[{service.name}]: {service.forward} needs the node's {setting}"
-                hint = f"add {setting}: {{ipv{family}: ...}} to node.yaml"
-                found.append(Problem(Mark(service.origin.line, 1), f"{message} of IPv{family}", hint))
-    return found
-
-
-def _sources_needed(config: Config, service: Service) -> set[tuple[int, str]]:
-    if service.forward is Forward.FULLNAT:
-        return {(address.version, "nat-source") for address in service.addresses}
-    if not service.forward.tunnels:
-        return set()
-    return {
-        (backend.address.version, "tunnel-source")
-        for name in service.pools
-        for backend in config.pools[name].backends.values()
-    }
 
 
 BackendName = tuple[int, bytes, int]  # hashed name, address, port: another address, another id
@@ -341,12 +207,12 @@ class _Compiler:
         return abi.Backend(
             id=number,
             ifindex=hop.ifindex,
-            addr=abi_address(backend.address),
+            addr=encode.abi_address(backend.address),
             port=backend.port,
             mtu=hop.mtu,
             weight=backend.weight,
             family=backend.address.version,
-            flags=_backend_flags(pool, backend),
+            flags=encode.backend_flags(pool, backend),
             dmac=tuple(hop.dmac),
             smac=tuple(hop.smac),
             name=hashed(f"{pool.name}/{backend.name}"),
@@ -371,13 +237,13 @@ class _Compiler:
         pools = [self._pool_id(key) for key in part.pools]
         return abi.Service(
             id=self._service_id(part),
-            forward=_FORWARD[service.forward],
-            balance=_BALANCE[service.balance.method],
-            hash=_HASH[service.balance.hash],
-            flags=_service_flags(service),
-            gate=per_tick(service.gate),
-            tcp_idle=ticks(service.tcp_idle),
-            udp_idle=ticks(service.udp_idle),
+            forward=encode.FORWARD[service.forward],
+            balance=encode.BALANCE[service.balance.method],
+            hash=encode.HASH[service.balance.hash],
+            flags=encode.service_flags(service),
+            gate=encode.per_tick(service.gate),
+            tcp_idle=encode.ticks(service.tcp_idle),
+            udp_idle=encode.ticks(service.udp_idle),
             pool_count=len(pools),
             pools=(*pools, *[0] * (abi.Limit.POOLS_PER_SERVICE - len(pools))),
             name=self._part_hash(part),
@@ -388,7 +254,7 @@ class _Compiler:
             abi.Frontend(
                 id=self._frontend_ids[_frontend_name(address, port)],
                 service=self._service_id(part),
-                addr=abi_address(address),
+                addr=encode.abi_address(address),
                 port=port.number,
                 proto=port.proto,
                 family=address.version,
@@ -403,12 +269,14 @@ class _Compiler:
         keys: dict[FrontendKey, int] = {}
         for part in self._parts:
             for address, port in part.frontends:
-                keys[key_of(address, 0, 0)] = abi.FrontendMark.MARK
-                keys.setdefault(key_of(address, 0, port.proto), abi.FrontendMark.MARK)
+                keys[encode.key_of(address, 0, 0)] = abi.FrontendMark.MARK
+                keys.setdefault(encode.key_of(address, 0, port.proto), abi.FrontendMark.MARK)
                 if part.service.echo:
-                    keys[key_of(address, 0, ICMP[address.version])] = abi.FrontendMark.ECHO
+                    keys[encode.key_of(address, 0, encode.ICMP[address.version])] = (
+                        abi.FrontendMark.ECHO
+                    )
                 number = self._frontend_ids[_frontend_name(address, port)]
-                keys[key_of(address, port.number, port.proto)] = number
+                keys[encode.key_of(address, port.number, port.proto)] = number
         return keys
 
     def _replies(self) -> dict[FrontendKey, abi.Reply]:
@@ -420,10 +288,10 @@ class _Compiler:
                     frontend = self._frontend_ids[_frontend_name(address, port)]
                     for pool, backend in self._members(part):
                         answers = port.number and (backend.port or port.number)
-                        key = key_of(backend.address, answers, port.proto)
+                        key = encode.key_of(backend.address, answers, port.proto)
                         number = self._backend_id(pool, backend)
                         found.setdefault(key, set()).add((frontend, number))
-        return {key: reply(candidates) for key, candidates in found.items()}
+        return {key: encode.reply(candidates) for key, candidates in found.items()}
 
     def _members(self, part: Part) -> Iterator[tuple[str, Backend]]:
         for key in part.pools:
@@ -433,7 +301,7 @@ class _Compiler:
     def _prefilter(self) -> dict[int, int]:
         kinds: dict[int, int] = {}
         for address, kind in self._kinds():
-            kinds[bucket(address)] = kinds.get(bucket(address), 0) | kind
+            kinds[encode.bucket(address)] = kinds.get(encode.bucket(address), 0) | kind
         return kinds
 
     def _kinds(self) -> Iterator[tuple[Address, abi.AddressKind]]:
@@ -458,16 +326,16 @@ class _Compiler:
             flags=flags,
             sample_mask=(node.latency_sample - 1) & 0xFFFFFFFF,
             hop_epoch=around.hop_epoch,
-            closing=ticks(CLOSING),
-            rest=ticks(REST),
-            icmp_rate=per_tick(node.icmp_rate),
+            closing=encode.ticks(CLOSING),
+            rest=encode.ticks(REST),
+            icmp_rate=encode.per_tick(node.icmp_rate),
             gue_port=node.gue_port,
             port_low=node.nat_ports[0],
             port_high=node.nat_ports[1],
-            tunnel_source4=abi_address(node.tunnel_source.get(4)),
-            tunnel_source6=abi_address(node.tunnel_source.get(6)),
-            nat_source4=abi_address(node.nat_source.get(4)),
-            nat_source6=abi_address(node.nat_source.get(6)),
+            tunnel_source4=encode.abi_address(node.tunnel_source.get(4)),
+            tunnel_source6=encode.abi_address(node.tunnel_source.get(6)),
+            nat_source4=encode.abi_address(node.nat_source.get(4)),
+            nat_source6=encode.abi_address(node.nat_source.get(6)),
         )
 
     def _check_room(self, state: State) -> None:
@@ -481,40 +349,6 @@ class _Compiler:
             together = len(state[where].keys() | self._actual[where].keys())
             if together > self._room[what]:
                 raise NoRoom(what, together, self._room[what])
-
-
-def reply(candidates: Iterable[tuple[int, int]]) -> abi.Reply:
-    """As many candidates as an entry holds; the count tells of more."""
-    listed = sorted(candidates)
-    entry = abi.Reply(count=len(listed))
-    for i, (frontend, backend) in enumerate(listed[: abi.Limit.REPLY_CANDIDATES]):
-        entry.candidate[i].frontend = frontend
-        entry.candidate[i].backend = backend
-    return entry
-
-
-def _backend_flags(pool: Pool, backend: Backend) -> int:
-    flags = abi.BackendFlag(0)
-    if pool.check is None or pool.initial_up:
-        flags |= abi.BackendFlag.ASSUME_UP
-    if backend.state is AdminState.DOWN:
-        flags |= abi.BackendFlag.FORCED_DOWN
-    if not backend.takes_new:
-        flags |= abi.BackendFlag.NO_NEW
-    return flags
-
-
-def _service_flags(service: Service) -> int:
-    flags = abi.ServiceFlag(0)
-    if not service.flows:
-        flags |= abi.ServiceFlag.FLOWS_OFF
-    if service.direct:
-        flags |= abi.ServiceFlag.DIRECT
-    if service.fail_closed:
-        flags |= abi.ServiceFlag.FAIL_CLOSED
-    if service.keep_down:
-        flags |= abi.ServiceFlag.KEEP_DOWN
-    return flags
 
 
 def _backend_name(pool: str, backend: Backend) -> BackendName:
@@ -531,13 +365,13 @@ def _by_name(entries: Mapping[int, abi.Service] | Mapping[int, abi.Pool]) -> dic
 
 def _known_backends(actual: State) -> dict[BackendName, int]:
     return {
-        (entry.name, bytes(entry.addr)[: 4 if entry.family == 4 else 16], entry.port): entry.id
+        (entry.name, encode.address_bytes(entry.addr, entry.family), entry.port): entry.id
         for entry in actual.backends.values()
     }
 
 
 def _known_frontends(actual: State) -> dict[FrontendName, int]:
     return {
-        (bytes(entry.addr)[: 4 if entry.family == 4 else 16], entry.port, entry.proto): entry.id
+        (encode.address_bytes(entry.addr, entry.family), entry.port, entry.proto): entry.id
         for entry in actual.frontends.values()
     }

@@ -29,8 +29,9 @@ from reconciler.model import (
     Service,
 )
 from reconciler.problems import Mark, Problem, Rejected, did_you_mean
-from reconciler.yamlpos import Map
+from reconciler.yamlpos import Content, Map, Seq
 
+MAX_PORT = 65535
 _UNITS = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600)}
 
 
@@ -96,7 +97,7 @@ class _Reader:
     def _origin(self, parent: Map, key: str) -> Origin:
         return Origin(self._file, parent.keys_at[key].line)
 
-    def _address(self, parent: Any, key: Any, where: str) -> Address | None:
+    def _address(self, parent: Map | Seq, key: Content, where: str) -> Address | None:
         try:
             return ipaddress.ip_address(parent[key])
         except ValueError:
@@ -204,20 +205,20 @@ class _Reader:
         self._families_agree(service, at, pools, where)
         return service
 
-    def _addresses(self, listed: Any, where: str) -> tuple[Address, ...]:
+    def _addresses(self, listed: Seq, where: str) -> tuple[Address, ...]:
         read = [self._address(listed, i, where) for i in range(len(listed))]
         return tuple(address for address in read if address is not None)
 
-    def _ports(self, listed: Any, where: str) -> tuple[Port, ...]:
+    def _ports(self, listed: Seq, where: str) -> tuple[Port, ...]:
         ports = []
         for text, mark in zip(listed, listed.values_at, strict=True):
             number, proto = text.split("/")
-            if number != "*" and int(number) > 65535:
+            if number != "*" and int(number) > MAX_PORT:
                 self._complain(mark, f"{where}: port {number} is above 65535")
             ports.append(Port(0 if number == "*" else int(number), Proto[proto.upper()]))
         return tuple(ports)
 
-    def _pool_names(self, listed: Any, pools: Mapping[str, Pool], where: str) -> tuple[str, ...]:
+    def _pool_names(self, listed: Seq, pools: Mapping[str, Pool], where: str) -> tuple[str, ...]:
         for name, mark in zip(listed, listed.values_at, strict=True):
             if name not in pools:
                 hint = did_you_mean(name, pools)

@@ -11,7 +11,6 @@ from typing import Any
 
 from bpf import abi
 from reconciler import ids
-from reconciler.compile import reply
 from reconciler.dataplane import State
 from reconciler.model import Guardrails
 

@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from bpf import abi
 from bpf.kernel import Instance, KernelError, Mode
 from bpf.pins import Pins
 from reconciler import config as configuration
 from reconciler import status
-from reconciler.compile import Surroundings, node_problems
+from reconciler.compile import Surroundings
 from reconciler.ids import NoRoom
 from reconciler.look import Live, View, look
 from reconciler.maps import PinnedMaps
 from reconciler.model import Address, Config, Node
 from reconciler.neigh import Neighbours
+from reconciler.parts import node_problems
 from reconciler.plan import plan
 from reconciler.problems import Mark, Problem, Rejected
 from reconciler.source import FileSource, Poke, Revision, SourceError
@@ -189,7 +189,9 @@ def health_map(instance: str) -> Path:
 class Daemon:
     """Looks when something happened, and every so often when nothing did."""
 
-    def __init__(self, reconciler: Reconciler, source: FileSource, node: Node, place: Place) -> None:
+    def __init__(
+        self, reconciler: Reconciler, source: FileSource, node: Node, place: Place
+    ) -> None:
         self._reconciler, self._source = reconciler, source
         self._node, self._place = node, place
         self._accepted: Accepted | None = None

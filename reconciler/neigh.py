@@ -23,6 +23,7 @@ _KNOWN = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # reachable, stale, delay, pro
 _USE = 0x01  # NTF_USE: resolve it now
 _FAMILY = {4: 2, 6: 10}
 POLL = 0.02
+NO_MAC = bytes(6)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +155,7 @@ def _gateway(via: Any) -> str | None:  # noqa: ANN401 -- pyroute2 has no types
 
 def _octets(mac: str) -> bytes:
     octets = bytes.fromhex(mac.replace(":", ""))
-    return octets if len(octets) == 6 else bytes(6)
+    return octets if len(octets) == len(NO_MAC) else NO_MAC
 
 
 def _mac(via: Via, known: Mapping[tuple[int, Address], bytes]) -> bytes | None:

@@ -3,7 +3,7 @@
 import ipaddress
 import math
 
-from reconciler.config import parse
+from reconciler.config import MAX_PORT, parse
 from reconciler.model import Address, Node
 from reconciler.problems import Problem, Rejected
 from reconciler.yamlpos import Map
@@ -52,7 +52,7 @@ def _power_of_two(root: Map, found: list[Problem]) -> int:
 
 def _ports(root: Map, found: list[Problem]) -> tuple[int, int]:
     low, _, high = root.get("nat-ports", "20000-29999").partition("-")
-    if not int(low) <= int(high) <= 65535:
+    if not int(low) <= int(high) <= MAX_PORT:
         message = f"nat-ports: {low}-{high} is no range of ports"
         found.append(Problem(root.values_at["nat-ports"], message, "lowest first, 65535 at most"))
     return int(low), int(high)

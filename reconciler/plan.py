@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bpf import abi
-from reconciler.compile import reply
 from reconciler.dataplane import Op, Put, Remove, State, Where
+from reconciler.encode import reply
 
 ORDER = tuple(Where)
 # Written twice when they shrink: between the first write and the last, both the

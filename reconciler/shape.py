@@ -5,6 +5,7 @@ neither oneOf nor anyOf, so that every error has one place and one cause.
 """
 
 import functools
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from importlib import resources
@@ -14,6 +15,9 @@ import jsonschema
 
 from reconciler.problems import Mark, Problem, did_you_mean
 from reconciler.yamlpos import Map, Seq
+
+Content = Any  # whatever YAML may hold
+Error = Any  # jsonschema.ValidationError, whose fields have no useful types
 
 _TYPES = {
     "object": "a mapping",
@@ -35,7 +39,7 @@ def _validator(name: str) -> jsonschema.Draft202012Validator:
     return jsonschema.Draft202012Validator(json.loads(schema_text(name)))
 
 
-def problems(root: Any, name: str) -> list[Problem]:
+def problems(root: Content, name: str) -> list[Problem]:
     """Everything about the document that its schema refuses."""
     return [
         problem
@@ -44,7 +48,7 @@ def problems(root: Any, name: str) -> list[Problem]:
     ]
 
 
-def _problems(error: Any, root: Any) -> Iterator[Problem]:
+def _problems(error: Error, root: Content) -> Iterator[Problem]:
     path = list(error.absolute_path)
     words = _WORDS.get(error.validator)
     if error.validator == "additionalProperties":
@@ -58,7 +62,7 @@ def _problems(error: Any, root: Any) -> Iterator[Problem]:
         yield Problem(mark_of(root, path), f"{place(path)}{message}", _hint(error))
 
 
-def _unknown_keys(error: Any, path: list[Any]) -> Iterator[Problem]:
+def _unknown_keys(error: Error, path: list[Any]) -> Iterator[Problem]:
     known = error.schema.get("properties", {})
     for key in error.instance:
         if key not in known:
@@ -66,7 +70,7 @@ def _unknown_keys(error: Any, path: list[Any]) -> Iterator[Problem]:
             yield Problem(at, f"{place(path)}unknown key {key!r}", did_you_mean(key, known))
 
 
-def _missing_keys(error: Any, root: Any, path: list[Any]) -> Iterator[Problem]:
+def _missing_keys(error: Error, root: Content, path: list[Any]) -> Iterator[Problem]:
     """Unless an unknown key nearly is the missing one: that has been said already."""
     known = error.schema["properties"]
     strangers = [key for key in error.instance if key not in known]
@@ -79,7 +83,7 @@ def _missing_keys(error: Any, root: Any, path: list[Any]) -> Iterator[Problem]:
         yield Problem(_key_mark(root, path), f"{place(path)}{key!r} is missing", hint)
 
 
-def _bad_name(error: Any, root: Any, path: list[Any]) -> Problem:
+def _bad_name(error: Error, root: Content, path: list[Any]) -> Problem:
     parent = find(root, path)
     at = parent.keys_at.get(error.instance, parent.at)
     title = error.schema.get("title", "a name")
@@ -87,7 +91,7 @@ def _bad_name(error: Any, root: Any, path: list[Any]) -> Problem:
     return Problem(at, f"{place(path)}{error.instance!r} is not {title}", hint)
 
 
-def _hint(error: Any) -> str:
+def _hint(error: Error) -> str:
     if error.validator == "enum" and isinstance(error.instance, str):
         return did_you_mean(error.instance, error.validator_value)
     if error.validator == "type" and error.instance is None:
@@ -100,7 +104,7 @@ def _examples(schema: dict[str, Any]) -> list[Any]:
     return [e for e in schema.get("examples", []) if not isinstance(e, (dict, list))]
 
 
-def _shown(value: Any) -> str:
+def _shown(value: Content) -> str:
     if value is None:
         return "nothing"
     if isinstance(value, (dict, list)):
@@ -108,30 +112,30 @@ def _shown(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, bool) else repr(value)
 
 
-def _of_type(error: Any) -> str:
+def _of_type(error: Error) -> str:
     wanted = error.validator_value
     names = wanted if isinstance(wanted, list) else [wanted]
     return f"expected {' or '.join(_TYPES[name] for name in names)}, not {_shown(error.instance)}"
 
 
-def _of_version(error: Any) -> str:
+def _of_version(error: Error) -> str:
     got, ours = str(error.instance), error.validator_value
     if got.startswith("evenkeel/v"):
         return f"format {got} is not this program's {ours}: use the program that reads it"
     return f"expected {ours}, not {_shown(error.instance)}"
 
 
-_WORDS: dict[str, Callable[[Any], str]] = {
+_WORDS: dict[str, Callable[[Error], str]] = {
     "type": _of_type,
     "const": _of_version,
     "enum": lambda e: f"{_shown(e.instance)} is none of {', '.join(map(str, e.validator_value))}",
     "pattern": lambda e: f"{e.instance!r} is not {e.schema.get('title', 'well formed')}",
     "minimum": lambda e: f"{e.instance} is below {e.validator_value}",
     "maximum": lambda e: f"{e.instance} is above {e.validator_value}",
-    "minItems": lambda e: "the list is empty",
+    "minItems": lambda _: "the list is empty",
     "maxItems": lambda e: f"more than {e.validator_value} items",
-    "minProperties": lambda e: "there must be at least one",
-    "uniqueItems": lambda e: "an item is there twice",
+    "minProperties": lambda _: "there must be at least one",
+    "uniqueItems": lambda _: "an item is there twice",
     "maxLength": lambda e: f"longer than {e.validator_value} characters",
 }
 
@@ -141,17 +145,17 @@ def place(path: list[Any]) -> str:
     if not path:
         return ""
     words = [str(path[0])]
-    for outer, inner in zip(path, path[1:], strict=False):
+    for outer, inner in itertools.pairwise(path):
         named = outer in ("services", "pools", "checks", "backends", "interfaces")
         words.append(f"[{inner}]" if named or isinstance(inner, int) else f".{inner}")
     return f"{''.join(words)}: "
 
 
-def find(root: Any, path: list[Any]) -> Any:
+def find(root: Content, path: list[Any]) -> Content:
     return functools.reduce(lambda node, step: node[step], path, root)
 
 
-def mark_of(root: Any, path: list[Any]) -> Mark:
+def mark_of(root: Content, path: list[Any]) -> Mark:
     """Where the value at the path was written."""
     if not path:
         return root.at if isinstance(root, (Map, Seq)) else Mark(1, 1)
@@ -159,7 +163,7 @@ def mark_of(root: Any, path: list[Any]) -> Mark:
     return mark
 
 
-def _key_mark(root: Any, path: list[Any]) -> Mark:
+def _key_mark(root: Content, path: list[Any]) -> Mark:
     """Where the key that leads to the mapping was written: it is what lacks something."""
     parent = find(root, path[:-1]) if path else root
     if path and isinstance(parent, Map):

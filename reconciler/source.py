@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -53,7 +54,7 @@ class Clock(Protocol):
 class FileSource:
     """Follows one path, whatever it is a link to at the time."""
 
-    def __init__(self, path: Path, clock: Clock = time) -> None:  # type: ignore[assignment]
+    def __init__(self, path: Path, clock: Clock = time) -> None:
         self.path = path
         self._clock = clock
         self._seen: Signature | None = None
@@ -115,8 +116,10 @@ def _commit(text: str, target: str) -> str:
 
 
 class Hint(FileSystemEventHandler):
-    """Wakes whoever waits when something happens in a directory. Misses nothing that matters:
-    the signature is the truth, and it is looked at anyway."""
+    """Wakes whoever waits when something happens in a directory.
+
+    What it misses does not matter: the signature is the truth, and looked at anyway.
+    """
 
     def __init__(self, directories: Mapping[Path, None], wake: Callable[[], None]) -> None:
         self._wake = wake
@@ -127,10 +130,8 @@ class Hint(FileSystemEventHandler):
 
     def __enter__(self) -> Self:
         self._observer.daemon = True
-        try:
+        with suppress(OSError):  # out of inotify watches: polling finds out too, a little later
             self._observer.start()
-        except OSError:  # out of inotify watches: polling finds out as well, a little later
-            pass
         return self
 
     def __exit__(

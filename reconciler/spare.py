@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from bpf import abi
 from reconciler import ids, table
-from reconciler.compile import Desired, PoolKey, Table
+from reconciler.compile import Desired, Table
 from reconciler.dataplane import State
+from reconciler.parts import PoolKey
 from reconciler.table import Slots
 
 Health = Mapping[int, abi.Health]
@@ -22,9 +23,7 @@ def with_health(desired: Desired, health: Health) -> State:
         for number, key in desired.pools.items()
         if key in desired.tables
     }
-    services = {
-        ids.index(number): _service(desired, number, usable) for number in desired.parts
-    }
+    services = {ids.index(number): _service(desired, number, usable) for number in desired.parts}
     return replaced(desired.state, spares, services)
 
 
@@ -60,9 +59,7 @@ def _spare(desired: Desired, number: int, key: PoolKey, usable: list[bool]) -> S
     return table.named(ends, [desired.backends[key.pool, name] for name in made.names])
 
 
-def _service(
-    desired: Desired, number: int, usable: Mapping[PoolKey, list[bool]]
-) -> abi.Service:
+def _service(desired: Desired, number: int, usable: Mapping[PoolKey, list[bool]]) -> abi.Service:
     part = desired.parts[number]
     entry = abi.Service.from_bytes(bytes(desired.state.services[ids.index(number)]))
     for i, key in enumerate(part.pools):

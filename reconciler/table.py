@@ -9,7 +9,6 @@ what is here is its reference, and what runs where there is no compiler.
 import ctypes
 import functools
 import hashlib
-import os
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,12 +63,10 @@ class _Member(ctypes.Structure):
 
 @functools.cache
 def compiled() -> ctypes.CDLL | None:
-    """The compiled functions: from the installed package, else from the build folder."""
+    """The compiled functions: in the installed package, else in the build folder."""
     here = Path(__file__).resolve().parent
-    for place in (os.environ.get("EVENKEEL_TABLE"), here / "table.so", here.parent / "build/table.so"):
-        if place and Path(place).exists():
-            return ctypes.CDLL(str(place))
-    return None
+    places = (here / "table.so", here.parent / "build" / "table.so")
+    return next((ctypes.CDLL(str(place)) for place in places if place.exists()), None)
 
 
 def members(names: Sequence[str], weights: Sequence[int], size: int, fill: Fill) -> list[Member]:
@@ -98,7 +95,9 @@ def fill(how: Fill, size: int, names: tuple[str, ...], weights: tuple[int, ...])
     slots = array("I", bytes(4 * size))
     if how is Fill.ROUND_ROBIN:
         behind = (ctypes.c_int64 * len(names))()
-        library.deal(_view(slots), size, (ctypes.c_uint32 * len(names))(*weights), behind, len(names))
+        library.deal(
+            _view(slots), size, (ctypes.c_uint32 * len(names))(*weights), behind, len(names)
+        )
         return slots
     made = (_Member * len(names))(
         *(_Member(0, m.at, m.skip, m.weight, m.room) for m in members(names, weights, size, how))
@@ -107,9 +106,7 @@ def fill(how: Fill, size: int, names: tuple[str, ...], weights: tuple[int, ...])
     return slots
 
 
-def fill_plainly(
-    how: Fill, size: int, names: Sequence[str], weights: Sequence[int]
-) -> Slots:
+def fill_plainly(how: Fill, size: int, names: Sequence[str], weights: Sequence[int]) -> Slots:
     """The reference: table.c's fill() and deal(), in plain Python."""
     if how is Fill.ROUND_ROBIN:
         return _deal(size, weights)

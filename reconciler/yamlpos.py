@@ -39,6 +39,10 @@ _AMBIGUOUS = [
 ]
 
 
+Event = Any  # of PyYAML, which comes without types
+Content = Any  # whatever YAML may hold
+
+
 class Map(dict[str, Any]):
     """A mapping that knows where its keys and values were written."""
 
@@ -119,10 +123,10 @@ class _Reader:
         if isinstance(after, yaml.DocumentStartEvent):
             self._complain(after, "a second document is not allowed", "one file, one document")
 
-    def _complain(self, event: Any, message: str, hint: str = "") -> None:
+    def _complain(self, event: Event, message: str, hint: str = "") -> None:
         self.problems.append(Problem(_mark(event), message, hint))
 
-    def _node(self, event: Any, depth: int) -> Any:
+    def _node(self, event: Event, depth: int) -> Content:
         if isinstance(event, yaml.AliasEvent):
             self._complain(event, f"alias *{event.anchor} is not allowed", "write it out")
             return None
@@ -138,14 +142,14 @@ class _Reader:
             return self._mapping(event, depth + 1)
         return self._sequence(event, depth + 1)
 
-    def _sequence(self, start: Any, depth: int) -> Seq:
+    def _sequence(self, start: Event, depth: int) -> Seq:
         result = Seq(_mark(start))
         while not isinstance(event := next(self._events), yaml.SequenceEndEvent):
             result.values_at.append(_mark(event))
             result.append(self._node(event, depth))
         return result
 
-    def _mapping(self, start: Any, depth: int) -> Map:
+    def _mapping(self, start: Event, depth: int) -> Map:
         result = Map(_mark(start))
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             key = self._key(event, depth, result)
@@ -158,7 +162,7 @@ class _Reader:
                 result[key] = content
         return result
 
-    def _key(self, event: Any, depth: int, parent: Map) -> str | None:
+    def _key(self, event: Event, depth: int, parent: Map) -> str | None:
         """The key, or None when it is unusable (and complained about)."""
         if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and not event.style:
             self._complain(event, "merge keys are not allowed", "write it out")
@@ -176,7 +180,7 @@ class _Reader:
             return None
         return key
 
-    def _scalar(self, event: Any) -> Any:
+    def _scalar(self, event: Event) -> Content:
         text: str = event.value
         if event.style in ("'", '"', "|", ">"):
             return text
@@ -193,6 +197,6 @@ class _Reader:
         return text
 
 
-def _mark(event: Any) -> Mark:
+def _mark(event: Event) -> Mark:
     mark = event.start_mark
     return Mark(mark.line + 1, mark.column + 1)
