@@ -86,7 +86,7 @@ class Map(Generic[K, V]):
 
     def put(self, key: K, value: V, *, create: bool = False) -> None:
         """Write an entry; with `create`, only if there is none."""
-        self._check_writable()
+        self.check_writable()
         packed, data = self.key.pack(key), self.value.pack(value)
         flags = NOEXIST if create else ANY
         code = libbpf.lib().bpf_map_update_elem(self.fd, byref(packed), byref(data), flags)
@@ -94,7 +94,7 @@ class Map(Generic[K, V]):
             raise self._failed(f"writing {key}", code)
 
     def delete(self, key: K) -> bool:
-        self._check_writable()
+        self.check_writable()
         packed = self.key.pack(key)
         code = libbpf.lib().bpf_map_delete_elem(self.fd, byref(packed))
         if code not in (0, -ENOENT):
@@ -120,7 +120,7 @@ class Map(Generic[K, V]):
             yield from self._decode(*batch)
 
     def put_many(self, entries: Iterable[tuple[K, V]]) -> None:
-        self._check_writable()
+        self.check_writable()
         pairs = list(entries)
         if not pairs:
             return
@@ -136,7 +136,7 @@ class Map(Generic[K, V]):
 
     def delete_many(self, keys: Iterable[K]) -> int:
         """Delete what is there of these; how many that was."""
-        self._check_writable()
+        self.check_writable()
         wanted, start, deleted = list(keys), 0, 0
         packed = self.key.pack_all(wanted)
         while start < len(wanted):
@@ -203,7 +203,7 @@ class Map(Generic[K, V]):
             os.close(self.fd)
         self.fd = -1
 
-    def _check_writable(self) -> None:
+    def check_writable(self) -> None:
         if not self.writable:
             raise NotPermitted(f"map {self.name}: the instance was opened read-only")
 
@@ -247,7 +247,7 @@ class PerCpuMap(Map[K, V]):
             for part in [memory[i * each : (i + 1) * each]]
         ]
 
-    def _check_writable(self) -> None:
+    def check_writable(self) -> None:
         raise TypeError(f"map {self.name} is counted in by the program alone")
 
     def _sum(self, data: memoryview) -> V:

@@ -78,6 +78,7 @@ class TableMap:
 
     def put(self, index: int, slots: array[int]) -> None:
         """Same size: changed slots are written in place; else a full new table takes over."""
+        self.outer.check_writable()
         inner = self._current(index)
         if inner is not None and len(inner.slots) == len(slots):
             inner.write(slots)
