@@ -42,9 +42,10 @@ static __always_inline bool visit(const struct flow *flow, __u8 proto, enum entr
 				  bool counted, struct sweep *report)
 {
 	__u32 index = flow->backend & ID_INDEX_MASK;
+	__s32 idle = report->now - flow->seen; /* below 0: seen since the sweep began */
 	__u32 *count;
 
-	if (is_stale(flow) || report->now - flow->seen > patience(flow, proto, kind)) {
+	if (is_stale(flow) || idle > (__s32)patience(flow, proto, kind)) {
 		report->expired++;
 		return true;
 	}
