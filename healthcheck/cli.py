@@ -139,6 +139,15 @@ async def follow(fleet: Fleet) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    broken: list[Exception] = []
+
+    def give_up(_loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        # A mistake of ours. Better to end than to go on probing some backends and not others: the map stays.
+        error = context.get("exception")
+        broken.append(error if isinstance(error, Exception) else RuntimeError(context["message"]))
+        stop.set()
+
+    loop.set_exception_handler(give_up)
     fleet.engine.attach(loop)
     while not stop.is_set():
         fleet.look()
@@ -146,6 +155,8 @@ async def follow(fleet: Fleet) -> None:
             await asyncio.wait_for(stop.wait(), GAP)
         except TimeoutError:
             continue
+    if broken:
+        raise broken[0]
 
 
 # ---- one round

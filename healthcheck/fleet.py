@@ -7,7 +7,7 @@ restart of this process (the map remembers), a health map made anew: none of the
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -100,7 +100,7 @@ class Fleet:
         """Level-triggered: whatever may have happened, compare and catch up."""
         try:
             self._follow()
-        except TargetsError as error:
+        except (TargetsError, OSError) as error:
             self.conditions.set("targets", str(error))
         except VerdictsError as error:
             self.conditions.set("health-map", str(error))
@@ -271,11 +271,10 @@ def difference(members: Iterable[Member], recorded: dict[int, State]) -> dict[in
     return gone | wrong  # in this order: an index may have passed from one to the other
 
 
-def own_trouble(members: Iterable[Member]) -> str:
+def own_trouble(members: Sequence[Member]) -> str:
     """What keeps us from probing, if anything does."""
-    unable = [
-        member.last.result.detail
-        for member in members
-        if member.last and member.last.result.outcome is Outcome.NEUTRAL
-    ]
-    return f"{len(unable)} backends could not be probed: {unable[0]}" if unable else ""
+    newest = [member.last.result for member in members if member.last]
+    unable = [result.detail for result in newest if result.outcome is Outcome.NEUTRAL]
+    if not unable:
+        return ""
+    return f"{len(unable)} of {len(members)} backends could not be probed: {unable[0]}"

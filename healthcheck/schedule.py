@@ -45,7 +45,7 @@ class Beat:
         return now if now - due < 2 * self.every else self._first_after(now)
 
     def _first_after(self, time: float) -> float:
-        number = floor(time / self.every - self._share(0)) - 1
+        number = floor(time / self.every - self._share(0))  # by less than a beat too early
         while (at := self.at(number)) <= time:
             number += 1
         return at

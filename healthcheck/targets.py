@@ -155,7 +155,7 @@ def _backend(entry: object, where: str) -> Backend:
 def _check(entry: object, where: str) -> Check:
     fields = _Fields(entry, where)
     kind = fields.take("type", str, lambda value: value in {"tcp", "http"})
-    http = _http(fields) if kind == "http" else Http()
+    http = _http(fields)
     check = Check(
         name=fields.take("name", str),
         type=kind,
@@ -165,7 +165,7 @@ def _check(entry: object, where: str) -> Check:
             rise=fields.take("rise", int, lambda value: value > 0),
             fall=fields.take("fall", int, lambda value: value > 0),
         ),
-        http=http,
+        http=http if kind == "http" else Http(),  # to a tcp check they mean nothing
     )
     fields.nothing_left()
     return check

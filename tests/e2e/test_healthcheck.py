@@ -23,7 +23,7 @@ from tests.support.lab import ROOT
 from tests.support.wait import until
 
 INCARNATION = 3 << 20
-FAST = {"every": 0.1, "timeout": 0.1, "rise": 2, "fall": 3}
+FAST = {"every": 0.2, "timeout": 0.2, "rise": 2, "fall": 3}
 SCHEMA = json.loads((ROOT / "schemas/health.schema.json").read_text("utf-8"))
 
 
@@ -191,9 +191,9 @@ def test_what_is_published_is_followed(checker: Checker, server: Server) -> None
     checker.publish(http(1, server.port))
     checker.start()
     checker.until_state(1, HealthState.UP)
-    checker.publish(http(1, server.port), http(2, server.port, every=0.2))
+    checker.publish(http(1, server.port), http(2, server.port, every=0.3))
     checker.until_state(2, HealthState.UP)
-    checker.publish(http(2, server.port, every=0.2))
+    checker.publish(http(2, server.port, every=0.3))
     checker.until_state(1, HealthState.UNKNOWN)
     assert checker.state(2) is HealthState.UP
 

@@ -1,5 +1,6 @@
 """The command: what it prints and how it exits."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 from healthcheck import cli
-from tests.support.health import backend, check, closed_port, document, put, serving
+from healthcheck.exchange import Result
+from healthcheck.schedule import Beat
+from tests.support.health import a_fleet, backend, check, closed_port, document, put, serving
 
 
 @pytest.fixture
@@ -100,6 +103,18 @@ def test_a_second_checker_on_one_instance_is_refused(tmp_path: Path) -> None:
         cli.alone(lock),
     ):
         pass
+
+
+def test_a_mistake_of_ours_ends_the_checker_instead_of_hiding(tmp_path: Path) -> None:
+    """Whatever runs inside the loop: else one backend would never be probed again, and nobody would know."""
+
+    def mistaken() -> Result:
+        raise ZeroDivisionError
+
+    with a_fleet() as (fleet, _):
+        fleet.engine.watch(mistaken, Beat(1, 0.01), 1.0)
+        with pytest.raises(ZeroDivisionError):
+            asyncio.run(cli.follow(fleet))
 
 
 def test_once_needs_no_kernel_interface(tmp_path: Path, open_port: int) -> None:

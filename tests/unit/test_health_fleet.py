@@ -89,7 +89,7 @@ def test_our_own_trouble_flips_nothing_and_is_a_condition() -> None:
         for _ in range(10):
             fleet.hear(NEUTRAL)
         assert health_map.batches == []
-        expected = "1 backends could not be probed: no descriptors"
+        expected = "1 of 1 backends could not be probed: no descriptors"
         assert conditions(fleet) == {"own-trouble": expected}
         fleet.hear(PASS)
         assert conditions(fleet) == {}

@@ -50,7 +50,7 @@ def test_checks_that_probe_alike_are_equal_whatever_they_are_called() -> None:
         ({"check": check(rise=0)}, "backends[0].check: rise cannot be 0"),
         ({"check": check(every=-1)}, "backends[0].check: every cannot be -1"),
         ({"check": check(timeout="1s")}, 'backends[0].check: timeout cannot be "1s"'),
-        ({"check": check(path="/x")}, "backends[0].check: path: not known to this release"),
+        ({"check": check(send="x")}, "backends[0].check: send: not known to this release"),
         ({"check": check("http", path="x")}, 'backends[0].check: path cannot be "x"'),
         (
             {"check": check("http", host="a\r\nX: b")},
@@ -98,3 +98,17 @@ def test_a_file_put_in_place_has_another_signature(tmp_path: Path) -> None:
     assert signature(path) == before
     put(path, FULL)
     assert signature(path) != before
+
+
+def test_what_only_http_knows_makes_no_difference_to_tcp() -> None:
+    plain, adorned = backend(1), backend(2, check=check(path="/x", host="www", expect=[[200, 200]]))
+    one, two = parse(document(plain, adorned)).backends
+    assert one.subject == two.subject
+
+
+def test_what_the_reconciler_publishes_is_understood() -> None:
+    """The two sides of the file, one release: neither names what the other does not know."""
+    known = set(SCHEMA["$defs"]["check"]["properties"])
+    everything = check("http", path="/", host="www", expect=[[200, 299]])
+    assert set(everything) == known
+    assert parse(document(backend(check=everything))).backends[0].subject.check.http.host == "www"
