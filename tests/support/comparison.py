@@ -235,7 +235,7 @@ class Conversation:
             return
         hop, way = hops[entry.flow.hop], fib(client.family, b"", client.source, 0)
         said = (hop.ifindex, hop.mtu, bytes(hop.dmac), bytes(hop.smac))
-        assert said == (way.ifindex, way.mtu, way.dmac, way.smac), f"next hop of {client}"
+        assert said == (way.ifindex, way.mtu, way.dmac, way.smac), f"next hop of {client}: {said}, not {way}"
 
 
 def parsed(frame: bytes) -> Packet | None:

@@ -126,11 +126,8 @@ class Flows:
         return None
 
     def _write_answer(self, store: str, reply: Tuple, entry: Return) -> None:
-        """Replies read `returns` first: nobody else's entry may stay in the other map."""
-        other = RETURNS if store == ANSWERING else ANSWERING
-        found = self._memory.answer(other, reply)
-        if found is not None and found.client != entry.client:
-            self._memory.delete(other, reply)
+        """Only one of the two maps may speak for a reply: `returns` would be read first."""
+        self._memory.delete(RETURNS if store == ANSWERING else ANSWERING, reply)
         self._memory.put(store, reply, entry)
 
     # ---- new flows ----
