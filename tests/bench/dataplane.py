@@ -27,7 +27,7 @@ class Effort:
     repeat: int = 300_000
 
 
-FULL, QUICK = Effort(), Effort(rounds=3, repeat=60_000)
+FULL, QUICK = Effort(), Effort(rounds=5, repeat=60_000)
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from ctypes import c_char_p, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from bpf import libbpf
 from bpf.libbpf import ProgInfo
@@ -29,7 +30,6 @@ from tests.bench.dataplane import LARGE, call_overhead, chosen, pinned_to_one_cp
 from tests.bench.rig import Rig
 from tests.bench.wrapper import BenchError
 
-DATA = Path("build/bench/perf.data")
 RATE = 15_000
 REPEAT = 3_000_000
 LINES = 16
@@ -103,15 +103,14 @@ def _names(btf_id: int) -> Iterator[Callable[[int], str]]:
 
 
 @contextmanager
-def sampled() -> Iterator[None]:
+def sampled(data: Path) -> Iterator[None]:
     """perf looks at this process meanwhile: from when it says that it does."""
     if not shutil.which("perf"):
         raise BenchError("no perf: apt-get install linux-perf")
-    DATA.parent.mkdir(parents=True, exist_ok=True)
     ears, mouth = os.pipe()
     answer, voice = os.pipe()
     command = ["perf", "record", "-q", "-e", "cpu-clock:k", "-F", str(RATE), "-p", str(os.getpid())]
-    command += ["-D", "-1", f"--control=fd:{ears},{voice}", "-o", str(DATA)]
+    command += ["-D", "-1", f"--control=fd:{ears},{voice}", "-o", str(data)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL, pass_fds=(ears, voice)) as perf:
         os.close(ears)
         os.close(voice)
@@ -122,14 +121,17 @@ def sampled() -> Iterator[None]:
             yield
         finally:
             perf.send_signal(signal.SIGINT)
+            perf.wait()  # before its pipes close: it would leave without writing the end
             os.close(mouth)
             os.close(answer)
 
 
-def samples() -> list[tuple[int, str]]:
+def samples(data: Path) -> list[tuple[int, str]]:
     """Address and function of each."""
-    command = ["perf", "script", "-i", str(DATA), "-F", "ip,sym"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    command = ["perf", "script", "-i", str(data), "-F", "ip,sym"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise BenchError(f"{' '.join(command)}: {done.stderr.strip()}")
     found = (line.split() for line in done.stdout.splitlines())
     return [(int(words[0], 16), words[1]) for words in found if len(words) > 1]
 
@@ -149,10 +151,13 @@ def _profile(rig: Rig, rows: list[Row]) -> None:
     source = source_of(rig.loaded.program)
     for prepared in [rig.prepare(row) for row in rows]:
         rig.measure(prepared, REPEAT // 100)
-        with sampled():
-            outcome = rig.measure(prepared, REPEAT)
+        with TemporaryDirectory() as directory:
+            data = Path(directory, "perf.data")
+            with sampled(data):
+                outcome = rig.measure(prepared, REPEAT)
+            found = samples(data)
         cost = outcome.spent - call_overhead(rig) / REPEAT
-        print(told(prepared.name, cost, source, samples()))
+        print(told(prepared.name, cost, source, found))
 
 
 def told(name: str, cost: float, source: Source, found: list[tuple[int, str]]) -> str:
