@@ -354,6 +354,8 @@ struct tally {
 
 struct cpu {
 	__u64 packets;		/* what the latency sampling counts by */
+	__u64 jiffies;		/* when `tick` was read: it is good for as long as these last */
+	__u64 tick;
 	struct tally verdict[VERDICT_COUNT];
 	__u64 latency[LATENCY_BUCKETS]; /* bucket b: below 2^b ns, at least 2^(b-1) */
 };

@@ -492,10 +492,14 @@ class Tally(Record):
 
 class Cpu(Record):
     packets: int
+    jiffies: int
+    tick: int
     verdict: ctypes.Array[Tally]
     latency: Numbers
     _fields_ = (
         ("packets", c_uint64),
+        ("jiffies", c_uint64),
+        ("tick", c_uint64),
         ("verdict", Tally * 29),
         ("latency", c_uint64 * 32),
     )

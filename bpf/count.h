@@ -12,6 +12,18 @@ static __always_inline struct cpu *this_cpu(void)
 	return bpf_map_lookup_elem(&cpus, &zero);
 }
 
+/* The coarse clock moves once a jiffy, and asking it costs as much as all of parsing. */
+static __always_inline __u32 tick_of(struct cpu *cpu)
+{
+	__u64 jiffies = bpf_jiffies64();
+
+	if (cpu->jiffies != jiffies) {
+		cpu->jiffies = jiffies;
+		cpu->tick = bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
+	}
+	return cpu->tick;
+}
+
 static __always_inline void count_verdict(struct cpu *cpu, __u32 verdict, __u32 bytes)
 {
 	if (verdict >= VERDICT_COUNT)

@@ -295,16 +295,14 @@ static __always_inline int encapsulate(struct xdp_md *ctx, const struct packet *
 	data = frame_start(ctx);
 	end = frame_end(ctx);
 	l3 = data + (p->l3 & L3_MASK);
-	if (data + MAX_OVERHEAD + sizeof(struct ethhdr) > end || l3 + MAX_OVERHEAD + 2 > end)
-		return VERDICT_NO_HEADROOM;
 	if (p->l3 > sizeof(struct ethhdr)) {
 		/* the tags move to the front, two bytes at a time */
 		for (int i = sizeof(struct ethhdr) - 2; i < p->l3 - 2 && i < 20; i += 2) {
-			__u16 *from = data + extra + i;
+			__u16 *from = data + extra + i, *to = data + i;
 
-			if ((void *)(from + 1) > end)
+			if ((void *)(from + 1) > end || (void *)(to + 1) > end)
 				return VERDICT_NO_HEADROOM;
-			*(__u16 *)(data + i) = *from;
+			*to = *from;
 		}
 	}
 	type = data + ((p->l3 - sizeof(*type)) & L3_MASK);
@@ -312,6 +310,8 @@ static __always_inline int encapsulate(struct xdp_md *ctx, const struct packet *
 		return VERDICT_NO_HEADROOM;
 	*type = b->family == 4 ? bpf_htons(ETH_P_IP) : bpf_htons(ETH_P_IPV6);
 	class = class_of(l3 + extra, p->family);
+	if (l3 + (b->family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) > end)
+		return VERDICT_NO_HEADROOM;
 	if (b->family == 4) {
 		outer_ipv4(l3, class, length, proto, set, b);
 		udp = l3 + sizeof(struct iphdr);

@@ -102,7 +102,7 @@ int lb(struct xdp_md *ctx)
 		return XDP_PASS;
 	if (!(cpu->packets++ & set->sample_mask))
 		started = bpf_ktime_get_ns();
-	verdict = shortcut(ctx, &lane, set);
+	verdict = shortcut(ctx, &lane, set, cpu);
 	if (verdict == LONG_WAY) {
 		struct packet *p = fresh_packet();
 

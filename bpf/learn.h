@@ -113,6 +113,8 @@ static __noinline void follow_ending(struct packet *p, struct flow *flow, const 
 	if (!translates(s) || !reply_tuple(p, &p->reply))
 		return;
 	back = find_return(p->family, &p->reply, NULL);
+	if (!back)
+		back = find_opening(p->family, &p->reply, SIDE_BACKEND, NULL);
 	if (back)
 		back->state |= flow->state;
 }
@@ -136,11 +138,16 @@ static __always_inline void forget(struct flow *flow)
 static __always_inline bool promote(struct packet *p, const struct flow *opening,
 				    const struct service *s)
 {
-	struct flow flow = *opening;
+	struct flow flow = *opening, *back;
 
 	flow.seen = p->now;
-	if (translates(s) && claim_return(p, CLAIM_FLOW) != GO_ON)
-		return false;
+	if (translates(s)) {
+		if (claim_return(p, CLAIM_FLOW) != GO_ON)
+			return false;
+		back = flow.state ? find_return(p->family, &p->reply, NULL) : NULL;
+		if (back)
+			back->state = flow.state;
+	}
 	put_flow(p->family, &p->tuple, &flow);
 	drop_opening(p->family, &p->tuple, SIDE_CLIENT);
 	return true;

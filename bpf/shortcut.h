@@ -218,13 +218,14 @@ static __always_inline bool lane_service(struct lane *lane, __u32 frontend)
 }
 
 /* A flow of this tick needs no refreshing and cannot be idle. */
-static __always_inline bool short_flow(struct lane *lane, const struct flow4_key *key)
+static __always_inline bool short_flow(struct lane *lane, const struct flow4_key *key,
+				       struct cpu *cpu)
 {
 	struct flow *flow = bpf_map_lookup_elem(&flows4, key);
 
 	if (!flow || flow->state & FLOW_CLOSED)
 		return false;
-	if (flow->seen != (__u32)(bpf_ktime_get_coarse_ns() >> TICK_SHIFT))
+	if (flow->seen != tick_of(cpu))
 		return false;
 	lane->backend = backend_of(flow->backend);
 	if (!lane->backend || !lane_service(lane, flow->frontend))
@@ -264,7 +265,7 @@ static __always_inline bool short_choice(struct lane *lane)
 
 /* The reply of a flow whose next hop is known, towards the client. */
 static __always_inline int short_reply(struct lane *lane, const struct flow4_key *key,
-				       const struct settings *set)
+				       const struct settings *set, struct cpu *cpu)
 {
 	struct counters *of_service, *of_backend;
 	struct return4 *entry = bpf_map_lookup_elem(&returns4, key);
@@ -273,7 +274,7 @@ static __always_inline int short_reply(struct lane *lane, const struct flow4_key
 
 	if (!entry || !entry->flow.hop || entry->flow.hop_epoch != (__u8)set->hop_epoch)
 		return LONG_WAY;
-	if (entry->flow.seen != (__u32)(bpf_ktime_get_coarse_ns() >> TICK_SHIFT))
+	if (entry->flow.seen != tick_of(cpu))
 		return LONG_WAY;
 	number = entry->flow.hop;
 	hop = bpf_map_lookup_elem(&hops, &number);
@@ -301,7 +302,7 @@ static __always_inline int short_reply(struct lane *lane, const struct flow4_key
 
 /* LONG_WAY, or what has become of the packet. */
 static __always_inline int shortcut(struct xdp_md *ctx, struct lane *lane,
-				    const struct settings *set)
+				    const struct settings *set, struct cpu *cpu)
 {
 	struct prefilter *filter = the_prefilter();
 	void *frame = frame_start(ctx), *end = frame_end(ctx);
@@ -330,8 +331,8 @@ static __always_inline int shortcut(struct xdp_md *ctx, struct lane *lane,
 			return LONG_WAY;
 		words4(&key, ip->saddr, ip->daddr, *(__u32 *)udp_of(frame), lane->proto, 0);
 		if (kind == ADDRESS_NAT_BACKEND)
-			return short_reply(lane, &key, set);
-		if (kind != ADDRESS_SERVICE || !short_flow(lane, &key))
+			return short_reply(lane, &key, set, cpu);
+		if (kind != ADDRESS_SERVICE || !short_flow(lane, &key, cpu))
 			return LONG_WAY;
 	}
 	verdict = short_deliver(ctx, lane, set);
