@@ -14,7 +14,7 @@ from tests.support.balanced import Balanced, Case
 from tests.support.wait import until
 
 CASES = [Case(Forward.NAT, 4, 4), Case(Forward.DSR, 6, 6)]
-REPLACEMENTS = 20
+REPLACEMENTS = 10
 ENOUGH = 300  # of requests and of probes: each replacement has seen some
 
 
@@ -29,7 +29,7 @@ def test_replacing_the_program_under_load_loses_nothing(bed: Balanced) -> None:
     with bed.under_load() as load:
         for _ in range(REPLACEMENTS):
             before = load.requests, load.echoes
-            bed.instance.replace()
+            assert bed.instance.replace()
             until(
                 lambda seen=before: load.requests > seen[0] and load.echoes > seen[1],
                 what="traffic after a replacement",

@@ -46,6 +46,7 @@ class Namespace:
             stdout=subprocess.PIPE,
             text=True,
             env=env,
+            start_new_session=True,  # Ctrl-C is for whoever started us; we end them
         )
         self._processes.append(process)
         return process
