@@ -354,10 +354,14 @@ def _opened(home: Pins, *, read_only: bool) -> Maps:
 
 
 def _check_map(home: Pins, name: str, fd: int | None) -> None:
+    if fd is None and not home.exists:
+        raise NotLoaded(f"instance {home.directory.name}: was torn down meanwhile")
     if fd is None:
         raise AbiMismatch(f"{home.map(name)}: not pinned. {_remedy(home)}")
-    found = mapset.shape(fd)
-    program.check_shape(f"{home.map(name)}", name, found, _remedy(home))
+    called, key, value = mapset.identity(fd)
+    if called != mapset.in_kernel(name):
+        raise AbiMismatch(f"{home.map(name)}: is a map called {called}. {_remedy(home)}")
+    program.check_shape(f"{home.map(name)}", name, (key, value), _remedy(home))
 
 
 def _check_abi(home: Pins, maps: Maps) -> None:

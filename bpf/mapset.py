@@ -38,6 +38,7 @@ from bpf.abi import (
 from bpf.maps import Map, PerCpuMap
 from bpf.tables import TableMap
 
+NAME_BYTES = 15
 AnyMap = Map[Any, Any] | TableMap
 
 
@@ -176,7 +177,12 @@ def open_map(name: str, fd: int, directory: Path | None, *, writable: bool = Tru
     return kind(name, fd, types(name), setting, writable=writable)
 
 
-def shape(fd: int) -> tuple[int, int]:
-    """Bytes of a key and of a value, as the kernel says."""
+def identity(fd: int) -> tuple[str, int, int]:
+    """What the kernel calls a map, and its bytes of a key and of a value."""
     found = libbpf.info(fd, libbpf.MapInfo)
-    return found.key_size, found.value_size
+    return found.name.decode(), found.key_size, found.value_size
+
+
+def in_kernel(name: str) -> str:
+    """The kernel keeps no more of a name."""
+    return name[:NAME_BYTES]

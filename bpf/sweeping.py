@@ -1,7 +1,7 @@
 """The sweep, by batch from Python, for kernels that cannot run it themselves.
 
 The same rules as bpf/sweep.h; a unit of time is a tick. It reads whole maps:
-half a second for a quarter of a million flows.
+most of a second for a quarter of a million flows.
 """
 
 from __future__ import annotations

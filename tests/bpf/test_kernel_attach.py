@@ -1,6 +1,7 @@
 """Links to interfaces: found again, refused, renamed, gone, and other people's programs."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,7 @@ from bpf import kernel, libbpf, link
 from bpf.errors import Busy, KernelError
 from bpf.kernel import Instance, Mode
 from bpf.pins import ROOT, entries
-from tests.support.instances import SMALL, small_program, unique
+from tests.support.instances import PASSER, SMALL, compiled, small_program, unique
 from tests.support.namespace import Namespace
 
 __all__ = ["small_program"]  # a fixture of this module
@@ -58,6 +59,19 @@ def test_auto_says_why_it_fell_back_in_the_kernels_words(
     assert "native mode refused" in attached.reason
     assert "Operation not supported" in attached.reason
     assert "the kernel: Underlying driver does not support XDP" in attached.reason
+
+
+def test_an_mtu_too_large_for_native_mode_is_named(wire: Namespace, tmp_path: Path) -> None:
+    linear = compiled(PASSER.replace("xdp.frags", "xdp"), tmp_path / "linear.o")
+    wire.ip("link set e0 mtu 9000\nlink set e1 mtu 9000\n")
+    small = Instance.load(unique(), SMALL, object_path=linear)
+    try:
+        attached = small.attach("e0")
+        assert attached.mode is Mode.GENERIC
+        assert "the MTU is too large" in attached.reason
+        assert "Peer MTU is too large to set XDP" in attached.reason
+    finally:
+        small.teardown()
 
 
 def test_native_alone_is_refused_where_the_driver_cannot(
