@@ -24,6 +24,7 @@ from reconciler.loop import (
     Place,
     Reconciler,
     accept,
+    applied,
     surroundings,
     writer,
 )
@@ -210,8 +211,11 @@ def dry_run(options: argparse.Namespace, node: Node, place: Place) -> int:
         except NotLoaded:
             live, meta = _nothing(accepted, node, neighbours), None
             view = look(accepted.config, node, live, allow_removals=options.allow_removals)
-    plan = report.describe(view, live, accepted, place, meta)
-    print(report.text(plan) if options.output != "json" else json.dumps(plan, indent=1))
+    source = (accepted.revision.path, accepted.revision.digest)
+    configs = (applied(place), accepted.config)
+    plan = report.describe(view, live, source, configs, node.table_size, meta)
+    as_json = options.output == "json"
+    print(json.dumps(plan.document(), indent=1) if as_json else report.text(plan))
     return _dry_exit(view) if options.detailed_exitcode else DONE
 
 

@@ -12,9 +12,17 @@ from bpf import abi
 from reconciler import encode, ids, table
 from reconciler.dataplane import State, Where
 from reconciler.encode import FrontendKey
-from reconciler.ids import NoRoom, hashed
+from reconciler.ids import NoRoom
 from reconciler.model import Address, Backend, Config, Forward, Node, Pool, Port
-from reconciler.parts import Part, PoolKey, members, parts_of
+from reconciler.parts import (
+    Part,
+    PoolKey,
+    backend_hash,
+    members,
+    part_hash,
+    parts_of,
+    pool_hash,
+)
 from reconciler.table import Slots
 
 CLOSING = 10  # seconds that a closed flow is remembered
@@ -88,7 +96,7 @@ class _Compiler:
         self._pool_keys = list(dict.fromkeys(key for part in self._parts for key in part.pools))
         self._pool_names = sorted({key.pool for key in self._pool_keys})
         self._service_ids = self._ids(
-            "services", Where.SERVICES, map(self._part_hash, self._parts), _by_name(actual.services)
+            "services", Where.SERVICES, map(part_hash, self._parts), _by_name(actual.services)
         )
         self._pool_ids = self._ids(
             "pools", Where.POOLS, map(self._pool_hash, self._pool_keys), _by_name(actual.pools)
@@ -146,14 +154,11 @@ class _Compiler:
         free = self._actual.free.get(where, {})
         return ids.assign(what, wanted, known, free, self._room[what])
 
-    def _part_hash(self, part: Part) -> int:
-        return hashed(f"service {part}")
-
     def _pool_hash(self, key: PoolKey) -> int:
-        return hashed(f"pool {key}/{self._node.table_size}")
+        return pool_hash(key, self._node.table_size)
 
     def _service_id(self, part: Part) -> int:
-        return self._service_ids[self._part_hash(part)]
+        return self._service_ids[part_hash(part)]
 
     def _pool_id(self, key: PoolKey) -> int:
         return self._pool_ids[self._pool_hash(key)]
@@ -215,7 +220,7 @@ class _Compiler:
             flags=encode.backend_flags(pool, backend),
             dmac=tuple(hop.dmac),
             smac=tuple(hop.smac),
-            name=hashed(f"{pool.name}/{backend.name}"),
+            name=backend_hash(pool.name, backend.name),
         )
 
     def _hop(self, number: int, address: Address) -> NextHop:
@@ -246,7 +251,7 @@ class _Compiler:
             udp_idle=encode.ticks(service.udp_idle),
             pool_count=len(pools),
             pools=(*pools, *[0] * (abi.Limit.POOLS_PER_SERVICE - len(pools))),
-            name=self._part_hash(part),
+            name=part_hash(part),
         )
 
     def _frontends(self) -> dict[int, abi.Frontend]:
@@ -352,7 +357,7 @@ class _Compiler:
 
 
 def _backend_name(pool: str, backend: Backend) -> BackendName:
-    return hashed(f"{pool}/{backend.name}"), backend.address.packed, backend.port
+    return backend_hash(pool, backend.name), backend.address.packed, backend.port
 
 
 def _frontend_name(address: Address, port: Port) -> FrontendName:

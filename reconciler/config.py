@@ -98,12 +98,11 @@ class _Reader:
         return Origin(self._file, parent.keys_at[key].line)
 
     def _address(self, parent: Map | Seq, key: Content, where: str) -> Address | None:
-        try:
-            return ipaddress.ip_address(parent[key])
-        except ValueError:
+        address = _parsed(parent[key])
+        if address is None:
             message = f"{where}: {parent[key]!r} is no IPv4 or IPv6 address"
             self._complain(parent.values_at[key], message, "without a port or a prefix length")
-            return None
+        return address
 
     def _check(self, name: str, at: Map) -> Check:
         where = f"checks[{name}]"
@@ -251,12 +250,11 @@ class _Reader:
             for name in service.pools
             for backend in pools[name].backends.values()
         }
-        for i, text in enumerate(at["addresses"]):
-            address = next((a for a in service.addresses if str(a) == text), None)
+        for text, mark in zip(at["addresses"], at["addresses"].values_at, strict=True):
+            address = _parsed(text)
             if address is not None and offered and address.version not in offered:
                 message = f"{where}: {service.forward} of {address} needs IPv{address.version}"
                 hint = f"add IPv{address.version} backends, or forward by ipip or gue"
-                mark = at["addresses"].values_at[i]
                 self._complain(mark, f"{message} backends; its pools have none", hint)
 
     def _frontends_are_unique(self, services: Mapping[str, Service]) -> None:
@@ -286,6 +284,14 @@ class _Reader:
 def frontends(service: Service) -> Iterable[tuple[Address, Port]]:
     """Every (address, port, protocol) of a service, in the order of the file."""
     return ((address, port) for address in service.addresses for port in service.ports)
+
+
+def _parsed(text: str) -> Address | None:
+    """The address; scopes such as %eth0 mean nothing to other machines."""
+    try:
+        return ipaddress.ip_address(text) if "%" not in text else None
+    except ValueError:
+        return None
 
 
 def _status(text: str | int) -> tuple[int, int]:

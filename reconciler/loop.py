@@ -85,6 +85,14 @@ def accept(revision: Revision, node: Node, place: Place) -> Accepted:
     return Accepted(config, revision)
 
 
+def applied(place: Place) -> Config | None:
+    """The last configuration that was applied whole, when its file is still there."""
+    try:
+        return configuration.load(place.applied.read_text(), str(place.applied))
+    except (OSError, Rejected):
+        return None
+
+
 def _cut_off(revision: Revision, place: Place) -> list[Problem]:
     """A file that once ended with `...` must go on doing so: half of one is valid YAML too."""
     try:

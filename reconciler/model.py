@@ -23,6 +23,9 @@ class Origin:
         return f"{self.file}:{self.line}"
 
 
+NOWHERE = Origin()
+
+
 class Proto(IntEnum):
     TCP = 6
     UDP = 17
@@ -96,7 +99,7 @@ class Backend:
     weight: int = 100
     state: AdminState = AdminState.UP
     reason: str = ""
-    origin: Origin = field(default=Origin(), compare=False)
+    origin: Origin = field(default=NOWHERE, compare=False)
 
     @property
     def takes_new(self) -> bool:
@@ -110,7 +113,7 @@ class Pool:
     backends: Mapping[str, Backend]
     check: Check | None = None
     initial_up: bool = False
-    origin: Origin = field(default=Origin(), compare=False)
+    origin: Origin = field(default=NOWHERE, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +148,7 @@ class Service:
     keep_down: bool = False
     tcp_idle: float = 300.0
     udp_idle: float = 30.0
-    origin: Origin = field(default=Origin(), compare=False)
+    origin: Origin = field(default=NOWHERE, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

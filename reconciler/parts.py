@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from reconciler import table
+from reconciler.ids import hashed
 from reconciler.model import Address, Backend, Config, Forward, Node, Pool, Port, Service
 from reconciler.problems import Mark, Problem
 from reconciler.table import Fill
@@ -36,6 +37,20 @@ class Part:
 
     def __str__(self) -> str:
         return self.service.name + (f"/ipv{self.family}" if self.family else "")
+
+
+def part_hash(part: Part) -> int:
+    """How a part's entry is found again in the services map."""
+    return hashed(f"service {part}")
+
+
+def pool_hash(key: PoolKey, size: int) -> int:
+    """Likewise in the pools map: another size is another pool."""
+    return hashed(f"pool {key}/{size}")
+
+
+def backend_hash(pool: str, name: str) -> int:
+    return hashed(f"{pool}/{name}")
 
 
 def parts_of(service: Service) -> Iterator[Part]:

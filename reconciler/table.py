@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -211,6 +212,11 @@ def moved(before: Slots, after: Slots) -> int:
     if len(before) != len(after):
         return len(after)
     return sum(map(int.__ne__, before, after))
+
+
+def shares(slots: Slots) -> dict[int, int]:
+    """How many slots each member, or id, has."""
+    return dict(Counter(slots))
 
 
 def _view(slots: Slots) -> ctypes.Array[ctypes.c_uint32]:
