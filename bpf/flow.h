@@ -237,8 +237,7 @@ static __always_inline bool is_over(__u8 state, const struct service *s)
 }
 
 /* Does the entry still speak for this packet? Sets the packet's ids if so. */
-static __always_inline bool stands(struct packet *p, const struct flow *flow,
-				   const struct settings *set)
+static __always_inline bool stands(struct packet *p, const struct flow *flow)
 {
 	struct frontend *frontend = frontend_of(flow->frontend);
 	struct backend *backend = backend_of(flow->backend);
@@ -252,7 +251,7 @@ static __always_inline bool stands(struct packet *p, const struct flow *flow,
 		return false;
 	idle = p->tuple.proto == IPPROTO_TCP ? service->tcp_idle : service->udp_idle;
 	if (flow->state & FLOW_CLOSED)
-		idle = set->closing;
+		idle = settings.closing;
 	if (p->now - flow->seen > idle)
 		return false;
 	if (p->what == WHAT_SYN && (flow->state & FLOW_CLOSED || backend->flags & BACKEND_NO_NEW))
@@ -304,9 +303,8 @@ static __always_inline bool reply_tuple(const struct packet *p, struct flow6_key
 	struct frontend *frontend = frontend_of(p->frontend);
 	struct service *service = service_of(p->service);
 	struct backend *backend = backend_of(p->backend);
-	struct settings *set = the_settings();
 
-	if (!frontend || !service || !backend || !set)
+	if (!frontend || !service || !backend)
 		return false;
 	__builtin_memset(reply, 0, sizeof(*reply));
 	reply->saddr = backend->addr;
@@ -317,7 +315,7 @@ static __always_inline bool reply_tuple(const struct packet *p, struct flow6_key
 		reply->dport = p->tuple.sport;
 	}
 	if (service->forward == FORWARD_FULLNAT) {
-		reply->daddr = p->family == 4 ? set->nat_source4 : set->nat_source6;
+		reply->daddr = p->family == 4 ? settings.nat_source4 : settings.nat_source6;
 		reply->dport = p->source_port;
 	}
 	return true;
@@ -337,11 +335,10 @@ static __always_inline bool same_tuple(const struct flow6_key *a, const struct f
 /* Another client's entry, but of a flow that is over or whose ids mean nothing any more. */
 static __always_inline bool is_spent(const struct packet *p, const struct flow *flow)
 {
-	struct settings *set = the_settings();
 
 	if (!frontend_of(flow->frontend) || !backend_of(flow->backend))
 		return true;
-	return flow->state & FLOW_CLOSED && set && p->now - flow->seen > set->rest;
+	return flow->state & FLOW_CLOSED && p->now - flow->seen > settings.rest;
 }
 
 enum claim {
@@ -395,16 +392,15 @@ __attribute__((noinline)) int claim_return(struct packet *p, __u32 claim)
 /* fullnat: a source port that no other flow's replies come to, into p->source_port. */
 static __always_inline int claim_port(struct packet *p, __u32 claim)
 {
-	struct settings *set = the_settings();
 	__u32 range, offset;
 	int verdict;
 
-	if (!set || set->port_high < set->port_low)
+	if (settings.port_high < settings.port_low)
 		return VERDICT_PORTS_TAKEN;
-	range = set->port_high - set->port_low + 1;
+	range = settings.port_high - settings.port_low + 1;
 	offset = (__u32)tuple_hash(&p->tuple, p->family, HASH_FIVE_TUPLE) % range;
 	for (int i = 0; i < PORT_TRIES; i++) {
-		p->source_port = bpf_htons(set->port_low + offset);
+		p->source_port = bpf_htons(settings.port_low + offset);
 		verdict = claim_return(p, claim);
 		if (verdict != VERDICT_RETURN_TAKEN)
 			return verdict;

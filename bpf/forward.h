@@ -50,17 +50,17 @@ static __always_inline bool is_set(const union address *a)
 }
 
 static __always_inline bool families_fit(const struct packet *p, const struct service *s,
-					 const struct backend *b, const struct settings *set)
+					 const struct backend *b)
 {
 	switch (s->forward) {
 	case FORWARD_NAT:
 		return b->family == p->family;
 	case FORWARD_FULLNAT:
 		return b->family == p->family &&
-		       is_set(p->family == 4 ? &set->nat_source4 : &set->nat_source6);
+		       is_set(p->family == 4 ? &settings.nat_source4 : &settings.nat_source6);
 	case FORWARD_IPIP:
 	case FORWARD_GUE:
-		return is_set(b->family == 4 ? &set->tunnel_source4 : &set->tunnel_source6);
+		return is_set(b->family == 4 ? &settings.tunnel_source4 : &settings.tunnel_source6);
 	default:
 		return s->forward == FORWARD_DSR;
 	}
@@ -68,11 +68,11 @@ static __always_inline bool families_fit(const struct packet *p, const struct se
 
 /* Asked before anything is remembered: a flow is learnt for a packet that can be sent. */
 static __always_inline int sendable(struct xdp_md *ctx, struct packet *p, const struct service *s,
-				    const struct backend *b, const struct settings *set)
+				    const struct backend *b)
 {
 	__u32 extra;
 
-	if (!families_fit(p, s, b, set))
+	if (!families_fit(p, s, b))
 		return VERDICT_MISCONFIGURED;
 	if (!b->ifindex)
 		return VERDICT_NO_NEXT_HOP;
@@ -158,14 +158,13 @@ static __always_inline void translate(struct xdp_md *ctx, const struct packet *p
 
 /* Where a packet of this flow goes when it is translated towards the backend. */
 static __always_inline void backend_tuple(const struct packet *p, const struct service *s,
-					  const struct backend *b, const struct frontend *f,
-					  const struct settings *set, struct flow6_key *to)
+					  const struct backend *b, const struct frontend *f, struct flow6_key *to)
 {
 	*to = p->tuple;
 	to->daddr = b->addr;
 	to->dport = backend_port(b, f, p->tuple.dport);
 	if (s->forward == FORWARD_FULLNAT) {
-		to->saddr = p->family == 4 ? set->nat_source4 : set->nat_source6;
+		to->saddr = p->family == 4 ? settings.nat_source4 : settings.nat_source6;
 		to->sport = p->source_port;
 	}
 }
@@ -186,13 +185,12 @@ static __always_inline __u8 class_of(void *header, __u8 family)
 	return family == 4 ? bytes[1] : (bytes[0] << 4 | bytes[1] >> 4);
 }
 
-static __always_inline void outer_ipv4(struct iphdr *ip, __u8 class, __u16 length, __u8 proto,
-				       const struct settings *set, const struct backend *b)
+static __always_inline void outer_ipv4(struct iphdr *ip, __u8 class, __u16 length, __u8 proto, const struct backend *b)
 {
 	__u32 first = 0x45 | (__u32)class << 8 | (__u32)bpf_htons(length) << 16;
 	__u32 second = (__u32)bpf_htons(IP_DONT_FRAGMENT) << 16; /* id 0 */
 	__u32 third = OUTER_TTL | (__u32)proto << 8;
-	__u32 source = set->tunnel_source4.v4, destination = b->addr.v4;
+	__u32 source = settings.tunnel_source4.v4, destination = b->addr.v4;
 	__u64 sum = (__u64)first + second + third + source + destination;
 	__u32 *word = (__u32 *)ip;
 
@@ -203,14 +201,13 @@ static __always_inline void outer_ipv4(struct iphdr *ip, __u8 class, __u16 lengt
 	word[4] = destination;
 }
 
-static __always_inline void outer_ipv6(struct ipv6hdr *ip, __u8 class, __u16 length, __u8 proto,
-				       const struct settings *set, const struct backend *b)
+static __always_inline void outer_ipv6(struct ipv6hdr *ip, __u8 class, __u16 length, __u8 proto, const struct backend *b)
 {
 	*(__u32 *)ip = bpf_htonl(6U << 28 | (__u32)class << 20);
 	ip->payload_len = bpf_htons(length - sizeof(*ip));
 	ip->nexthdr = proto;
 	ip->hop_limit = OUTER_TTL;
-	__builtin_memcpy(&ip->saddr, &set->tunnel_source6, 16);
+	__builtin_memcpy(&ip->saddr, &settings.tunnel_source6, 16);
 	__builtin_memcpy(&ip->daddr, &b->addr, 16);
 }
 
@@ -278,8 +275,7 @@ static __always_inline __u64 sum_inner(struct xdp_md *ctx, const struct packet *
 
 /* Outer headers in front of the packet; the tags stay in front of those. */
 static __always_inline int encapsulate(struct xdp_md *ctx, const struct packet *p,
-				       const struct service *s, const struct backend *b,
-				       const struct settings *set, __u64 hash)
+				       const struct service *s, const struct backend *b, __u64 hash)
 {
 	__u32 extra = overhead(s, b), length = p->length + extra;
 	__u8 inner = p->family == 4 ? IPPROTO_IPIP : IPPROTO_IPV6;
@@ -313,10 +309,10 @@ static __always_inline int encapsulate(struct xdp_md *ctx, const struct packet *
 	if (l3 + (b->family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) > end)
 		return VERDICT_NO_HEADROOM;
 	if (b->family == 4) {
-		outer_ipv4(l3, class, length, proto, set, b);
+		outer_ipv4(l3, class, length, proto, b);
 		udp = l3 + sizeof(struct iphdr);
 	} else {
-		outer_ipv6(l3, class, length, proto, set, b);
+		outer_ipv6(l3, class, length, proto, b);
 		udp = l3 + sizeof(struct ipv6hdr);
 	}
 	if (!gue)
@@ -324,12 +320,12 @@ static __always_inline int encapsulate(struct xdp_md *ctx, const struct packet *
 	if ((void *)(udp + 1) > end)
 		return VERDICT_NO_HEADROOM;
 	udp->source = bpf_htons(GUE_PORT_BASE | (hash & GUE_PORT_SPREAD));
-	udp->dest = set->gue_port;
+	udp->dest = settings.gue_port;
 	udp->length = bpf_htons(p->length + sizeof(*udp));
 	udp->csum = 0;
 	if (b->family == 6) {
 		__u64 sum = (__u64)udp->source + udp->dest + udp->length + udp->length +
-			    bpf_htons(IPPROTO_UDP) + sum_address(&set->tunnel_source6) +
+			    bpf_htons(IPPROTO_UDP) + sum_address(&settings.tunnel_source6) +
 			    sum_address(&b->addr);
 		__u16 csum;
 
@@ -346,7 +342,7 @@ static __always_inline int encapsulate(struct xdp_md *ctx, const struct packet *
 
 /* The packet of a flow, to its backend. */
 static __noinline int deliver(struct xdp_md *ctx, struct packet *p, const struct service *s,
-				   const struct backend *b, const struct settings *set)
+				   const struct backend *b)
 {
 	struct frontend *frontend;
 	void *data;
@@ -359,14 +355,14 @@ static __noinline int deliver(struct xdp_md *ctx, struct packet *p, const struct
 		if (s->forward == FORWARD_GUE)
 			hash = tuple_hash(&p->tuple, p->family, HASH_FIVE_TUPLE);
 		age(ctx, p);
-		verdict = encapsulate(ctx, p, s, b, set, hash);
+		verdict = encapsulate(ctx, p, s, b, hash);
 		if (verdict != GO_ON)
 			return verdict;
 	} else if (s->forward != FORWARD_DSR) {
 		frontend = frontend_of(p->frontend);
 		if (!frontend)
 			return VERDICT_MISCONFIGURED;
-		backend_tuple(p, s, b, frontend, set, &p->to);
+		backend_tuple(p, s, b, frontend, &p->to);
 		translate(ctx, p, &p->to);
 		age(ctx, p);
 	}

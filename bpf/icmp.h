@@ -122,19 +122,18 @@ static __always_inline void too_big6(struct ipv6hdr *ip, const struct packet *p,
 /* The packet becomes an error about itself, to its sender, with the size that would have fit. */
 __attribute__((noinline)) int answer_too_big(struct xdp_md *ctx, struct packet *p)
 {
-	struct settings *set = the_settings();
 	__u32 quote, headers;
 	void *data, *end, *ip;
 	__u64 quoted;
 
-	if (!p || !set)
+	if (!p)
 		return VERDICT_TOO_BIG;
 	quote = p->family == 4 ? QUOTE4 : QUOTE6;
 	headers = sizeof(struct icmp) +
 		  (p->family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr));
 	if (!may_tell(ctx, p, quote))
 		return VERDICT_TOO_BIG;
-	if (!gate_open(0, set->icmp_rate, p->now))
+	if (!gate_open(0, settings.icmp_rate, p->now))
 		return VERDICT_TOO_BIG_LIMITED;
 	quoted = sum_bytes(ctx, p->l3, quote);
 	if (bpf_xdp_adjust_tail(ctx, (int)(p->l3 + quote) - (int)p->bytes) ||
@@ -305,7 +304,7 @@ static __noinline void translate_error(struct xdp_md *ctx, const struct packet *
 }
 
 /* The backend of the flow that the error is about, into p's ids; p->tuple is the client's here. */
-static __noinline int backend_of_error(struct packet *p, const struct settings *set)
+static __noinline int backend_of_error(struct packet *p)
 {
 	struct service *s;
 	struct flow *flow;
@@ -317,9 +316,9 @@ static __noinline int backend_of_error(struct packet *p, const struct settings *
 		__u32 frontend = p->frontend, service = p->service;
 
 		flow = find_flow(p->family, &p->tuple);
-		if (!flow || !stands(p, flow, set))
+		if (!flow || !stands(p, flow))
 			flow = opens(p, s) ? find_opening(p->family, &p->tuple, SIDE_CLIENT, NULL) : NULL;
-		if (flow && stands(p, flow, set)) {
+		if (flow && stands(p, flow)) {
 			p->source_port = bpf_htons(flow->hop);
 			return GO_ON;
 		}
@@ -335,7 +334,7 @@ static __noinline int backend_of_error(struct packet *p, const struct settings *
 	return p->backend ? GO_ON : VERDICT_NO_BACKEND;
 }
 
-static __noinline int send_error(struct xdp_md *ctx, struct packet *p, const struct settings *set)
+static __noinline int send_error(struct xdp_md *ctx, struct packet *p)
 {
 	struct flow6_key *outer = &p->to, *quoted = &p->theirs;
 	struct backend *backend = backend_of(p->backend);
@@ -346,7 +345,7 @@ static __noinline int send_error(struct xdp_md *ctx, struct packet *p, const str
 
 	if (!backend || !frontend || !s)
 		return VERDICT_NO_BACKEND;
-	verdict = sendable(ctx, p, s, backend, set);
+	verdict = sendable(ctx, p, s, backend);
 	if (verdict != GO_ON)
 		return verdict;
 	if (s->forward != FORWARD_DSR)
@@ -358,13 +357,13 @@ static __noinline int send_error(struct xdp_md *ctx, struct packet *p, const str
 		quoted->saddr = backend->addr;
 		quoted->sport = backend_port(backend, frontend, p->quote.tuple.sport);
 		if (s->forward == FORWARD_FULLNAT) {
-			outer->saddr = p->family == 4 ? set->nat_source4 : set->nat_source6;
+			outer->saddr = p->family == 4 ? settings.nat_source4 : settings.nat_source6;
 			quoted->daddr = outer->saddr;
 			quoted->dport = p->source_port;
 		}
 		translate_error(ctx, p, &p->quote, outer, quoted);
 	} else if (s->forward != FORWARD_DSR) {
-		verdict = encapsulate(ctx, p, s, backend, set,
+		verdict = encapsulate(ctx, p, s, backend,
 				      tuple_hash(&p->client, p->family, HASH_FIVE_TUPLE));
 		if (verdict != GO_ON)
 			return verdict;
@@ -379,8 +378,7 @@ static __noinline int send_error(struct xdp_md *ctx, struct packet *p, const str
 }
 
 /* NOT_OURS: not about a flow towards a frontend. */
-static __noinline int error_to_backend(struct xdp_md *ctx, struct packet *p,
-				       const struct settings *set)
+static __noinline int error_to_backend(struct xdp_md *ctx, struct packet *p)
 {
 	int verdict;
 
@@ -392,15 +390,14 @@ static __noinline int error_to_backend(struct xdp_md *ctx, struct packet *p,
 	p->fragment = p->quote.fragment;
 	verdict = find_frontend(p, &p->tuple);
 	if (verdict == GO_ON)
-		verdict = backend_of_error(p, set);
+		verdict = backend_of_error(p);
 	p->tuple = p->to;
 	p->fragment = FRAGMENT_NONE;
-	return verdict == GO_ON ? send_error(ctx, p, set) : verdict;
+	return verdict == GO_ON ? send_error(ctx, p) : verdict;
 }
 
 /* NOT_OURS: not about a reply of ours. */
-static __noinline int error_to_client(struct xdp_md *ctx, struct packet *p,
-				      const struct settings *set)
+static __noinline int error_to_client(struct xdp_md *ctx, struct packet *p)
 {
 	struct flow6_key *outer = &p->to;
 	struct hop hop = {};
@@ -417,7 +414,7 @@ static __noinline int error_to_client(struct xdp_md *ctx, struct packet *p,
 	if (same_address(&outer->saddr, &p->reply.saddr))
 		outer->saddr = p->client.daddr;
 	outer->daddr = p->client.saddr;
-	road = road_to_client(ctx, p, outer, entry, set, &hop);
+	road = road_to_client(ctx, p, outer, entry, &hop);
 	verdict = passable(ctx, p, road, &hop);
 	if (verdict != GO_ON)
 		return verdict;
@@ -427,20 +424,18 @@ static __noinline int error_to_client(struct xdp_md *ctx, struct packet *p,
 
 static __always_inline bool quotes_nat_backend(const struct packet *p)
 {
-	struct prefilter *filter = the_prefilter();
 	__u32 bucket = p->family == 4 ? bucket4(p->quote.tuple.daddr.v4) :
 					 bucket6(&p->quote.tuple.daddr);
 
-	return filter && filter->kinds[bucket & (PREFILTER_SIZE - 1)] & ADDRESS_NAT_BACKEND;
+	return kind_of(bucket) & ADDRESS_NAT_BACKEND;
 }
 
 static __noinline int icmp_error(struct xdp_md *ctx, struct packet *p)
 {
-	struct settings *set = the_settings();
 	int verdict;
 
 	verdict = parse_quote(ctx, p);
-	if (!set || verdict == VERDICT_NOT_OURS)
+	if (verdict == VERDICT_NOT_OURS)
 		return VERDICT_NOT_OURS;
 	if (verdict != GO_ON)
 		return p->kinds & ADDRESS_SERVICE &&
@@ -448,9 +443,9 @@ static __noinline int icmp_error(struct xdp_md *ctx, struct packet *p)
 	p->now = bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
 	verdict = VERDICT_NOT_OURS;
 	if (p->kinds & ADDRESS_SERVICE)
-		verdict = error_to_backend(ctx, p, set);
+		verdict = error_to_backend(ctx, p);
 	if (verdict == VERDICT_NOT_OURS && (p->kinds & (ADDRESS_NAT_BACKEND | ADDRESS_NAT_SOURCE) ||
 					    quotes_nat_backend(p)))
-		verdict = error_to_client(ctx, p, set);
+		verdict = error_to_client(ctx, p);
 	return verdict;
 }

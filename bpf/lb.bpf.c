@@ -30,15 +30,14 @@ static __noinline int malformed(struct packet *p, int verdict)
 }
 
 /* A packet of TCP or UDP, or a fragment of it. */
-static __always_inline int transport(struct xdp_md *ctx, struct packet *p,
-				     const struct settings *set)
+static __always_inline int transport(struct xdp_md *ctx, struct packet *p)
 {
 	int verdict = VERDICT_NOT_OURS;
 
 	if (p->kinds & ADDRESS_SERVICE)
-		verdict = forward(ctx, p, set);
+		verdict = forward(ctx, p);
 	if (verdict == VERDICT_NOT_OURS && p->kinds & (ADDRESS_NAT_BACKEND | ADDRESS_NAT_SOURCE))
-		verdict = give_back(ctx, p, set);
+		verdict = give_back(ctx, p);
 	return verdict == VERDICT_TOO_BIG ? answer_too_big(ctx, p) : verdict;
 }
 
@@ -52,23 +51,21 @@ static __noinline int understand(struct xdp_md *ctx, struct packet *p)
 	return verdict == GO_ON ? GO_ON : malformed(p, verdict);
 }
 
-static __always_inline int balance(struct xdp_md *ctx, struct packet *p,
-				   const struct settings *set)
+static __always_inline int balance(struct xdp_md *ctx, struct packet *p)
 {
 	int verdict = understand(ctx, p);
 
 	if (verdict != GO_ON)
 		return verdict;
 	if (p->what < WHAT_ECHO)
-		return transport(ctx, p, set);
+		return transport(ctx, p);
 	if (p->what == WHAT_ERROR)
 		return icmp_error(ctx, p);
 	return p->kinds & ADDRESS_SERVICE ? answer_echo(ctx, p) : VERDICT_NOT_OURS;
 }
 
 /* The only place that names what XDP does with a packet. */
-static __always_inline int act(struct xdp_md *ctx, int verdict, __u32 egress,
-			       const struct settings *set)
+static __always_inline int act(struct xdp_md *ctx, int verdict, __u32 egress)
 {
 	switch (verdict) {
 	case VERDICT_NOT_OURS:
@@ -81,7 +78,7 @@ static __always_inline int act(struct xdp_md *ctx, int verdict, __u32 egress,
 	case VERDICT_ICMP_RETURNED:
 	case VERDICT_ECHO_ANSWERED:
 	case VERDICT_TOO_BIG_ANSWERED:
-		if (egress == ctx->ingress_ifindex && !(set->flags & SETTING_REDIRECT_ALWAYS))
+		if (egress == ctx->ingress_ifindex && !(settings.flags & SETTING_REDIRECT_ALWAYS))
 			return XDP_TX;
 		return bpf_redirect(egress, 0);
 	default:
@@ -92,28 +89,27 @@ static __always_inline int act(struct xdp_md *ctx, int verdict, __u32 egress,
 SEC("xdp.frags")
 int lb(struct xdp_md *ctx)
 {
-	struct settings *set = the_settings();
 	struct cpu *cpu = this_cpu();
 	struct lane lane = {};
 	__u64 started = 0;
 	int verdict, action;
 
-	if (!set || !cpu)
+	if (!cpu)
 		return XDP_PASS;
-	if (!(cpu->packets++ & set->sample_mask))
+	if (!(cpu->packets++ & settings.sample_mask))
 		started = bpf_ktime_get_ns();
-	verdict = shortcut(ctx, &lane, set, cpu);
+	verdict = shortcut(ctx, &lane, cpu);
 	if (verdict == LONG_WAY) {
 		struct packet *p = fresh_packet();
 
 		if (!p)
 			return XDP_PASS;
-		verdict = balance(ctx, p, set);
+		verdict = balance(ctx, p);
 		lane.bytes = p->bytes;
 		lane.egress = p->egress;
 	}
 	count_verdict(cpu, verdict, lane.bytes);
-	action = act(ctx, verdict, lane.egress, set);
+	action = act(ctx, verdict, lane.egress);
 	if (started)
 		count_latency(cpu, bpf_ktime_get_ns() - started);
 	return action;

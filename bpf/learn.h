@@ -26,19 +26,19 @@ static __always_inline enum learning what_to_learn(const struct packet *p, const
 
 /* Chooses for p->service, into p->backend; GO_ON if the packet can be sent there. */
 static __always_inline int choose_sendable(struct xdp_md *ctx, struct packet *p,
-					   const struct service *s, const struct settings *set,
+					   const struct service *s,
 					   __u32 retry)
 {
 	struct backend *backend;
 
 	p->backend = choose(p, retry);
 	backend = backend_of(p->backend);
-	return backend ? sendable(ctx, p, s, backend, set) : VERDICT_NO_BACKEND;
+	return backend ? sendable(ctx, p, s, backend) : VERDICT_NO_BACKEND;
 }
 
 /* nat: the entry for replies, for the first choice whose entry is no one else's. */
 static __always_inline int claim_choice(struct xdp_md *ctx, struct packet *p,
-					const struct service *s, const struct settings *set,
+					const struct service *s,
 					__u32 claim)
 {
 	int verdict = claim_return(p, claim);
@@ -46,7 +46,7 @@ static __always_inline int claim_choice(struct xdp_md *ctx, struct packet *p,
 	for (__u32 retry = 1; retry <= RETURN_TRIES; retry++) {
 		if (verdict != VERDICT_RETURN_TAKEN)
 			return verdict;
-		verdict = choose_sendable(ctx, p, s, set, retry);
+		verdict = choose_sendable(ctx, p, s, retry);
 		if (verdict != GO_ON)
 			return verdict;
 		verdict = claim_return(p, claim);
@@ -78,15 +78,14 @@ static __noinline int remember(struct packet *p, const struct service *s, __u32 
 __attribute__((noinline)) int open_flow(struct xdp_md *ctx, struct packet *p)
 {
 	struct service *s = p ? service_of(p->service) : NULL;
-	struct settings *set = the_settings();
 	__u32 learning, claim;
 	int verdict;
 
-	if (!p || !s || !set)
+	if (!p || !s)
 		return VERDICT_NO_BACKEND;
 	p->source_port = 0;
 	make_draw(p, s);
-	verdict = choose_sendable(ctx, p, s, set, 0);
+	verdict = choose_sendable(ctx, p, s, 0);
 	if (verdict != GO_ON)
 		return verdict;
 	learning = what_to_learn(p, s);
@@ -98,7 +97,7 @@ __attribute__((noinline)) int open_flow(struct xdp_md *ctx, struct packet *p)
 	if (s->forward == FORWARD_FULLNAT)
 		verdict = claim_port(p, claim);
 	else if (s->forward == FORWARD_NAT)
-		verdict = claim_choice(ctx, p, s, set, claim);
+		verdict = claim_choice(ctx, p, s, claim);
 	return verdict == GO_ON ? remember(p, s, learning) : verdict;
 }
 
@@ -165,25 +164,24 @@ static __always_inline void abandon(struct packet *p, struct flow *opening,
 /* A half-open flow and the client's next packet. GO_ON: send it; NO_FLOW: as if there had been none. */
 __attribute__((noinline)) int open_further(struct xdp_md *ctx, struct packet *p)
 {
-	struct settings *set = the_settings();
 	struct backend *backend;
 	struct service *s;
 	struct flow *flow;
 	int verdict;
 
-	if (!p || !set)
+	if (!p)
 		return VERDICT_NO_FLOW;
 	flow = find_opening(p->family, &p->tuple, SIDE_CLIENT, NULL);
 	if (!flow)
 		return VERDICT_NO_FLOW;
-	if (!stands(p, flow, set))
+	if (!stands(p, flow))
 		goto gone;
 	s = service_of(p->service);
 	backend = backend_of(p->backend);
 	if (!s || !backend)
 		goto gone;
 	p->source_port = bpf_htons(flow->hop);
-	verdict = sendable(ctx, p, s, backend, set);
+	verdict = sendable(ctx, p, s, backend);
 	if (verdict != GO_ON)
 		return verdict;
 	if (p->what == WHAT_ACK) {
@@ -222,8 +220,7 @@ static __noinline int without_flow(struct xdp_md *ctx, struct packet *p)
 }
 
 /* The known flow. GO_ON: p->backend is where it goes; NO_FLOW: there is none (any more). */
-static __always_inline int with_flow(struct xdp_md *ctx, struct packet *p,
-				     const struct settings *set)
+static __always_inline int with_flow(struct xdp_md *ctx, struct packet *p)
 {
 	struct flow *flow = find_flow(p->family, &p->tuple);
 	struct backend *backend;
@@ -232,14 +229,14 @@ static __always_inline int with_flow(struct xdp_md *ctx, struct packet *p,
 
 	if (!flow)
 		return VERDICT_NO_FLOW;
-	if (!stands(p, flow, set))
+	if (!stands(p, flow))
 		goto gone;
 	s = service_of(p->service);
 	backend = backend_of(p->backend);
 	if (!s || !backend)
 		goto gone;
 	p->source_port = bpf_htons(flow->hop);
-	verdict = sendable(ctx, p, s, backend, set);
+	verdict = sendable(ctx, p, s, backend);
 	if (verdict != GO_ON)
 		return verdict;
 	if (flow->seen != p->now && !refresh(p, flow, s))
@@ -254,7 +251,7 @@ gone:
 }
 
 /* NOT_OURS: no frontend wants it. */
-static __noinline int forward(struct xdp_md *ctx, struct packet *p, const struct settings *set)
+static __noinline int forward(struct xdp_md *ctx, struct packet *p)
 {
 	struct backend *backend;
 	struct service *s;
@@ -267,13 +264,13 @@ static __noinline int forward(struct xdp_md *ctx, struct packet *p, const struct
 			return verdict;
 		s = service_of(p->service);
 		if (s && keeps_flows(s))
-			verdict = with_flow(ctx, p, set);
+			verdict = with_flow(ctx, p);
 		else
 			verdict = VERDICT_NO_FLOW;
 		if (verdict == VERDICT_NO_FLOW)
 			verdict = without_flow(ctx, p);
 	} else {
-		verdict = with_flow(ctx, p, set);
+		verdict = with_flow(ctx, p);
 		if (verdict == VERDICT_NO_FLOW) {
 			verdict = find_frontend(p, &p->tuple);
 			if (verdict != GO_ON)
@@ -287,7 +284,7 @@ static __noinline int forward(struct xdp_md *ctx, struct packet *p, const struct
 	backend = backend_of(p->backend);
 	if (!s || !backend)
 		return VERDICT_NO_BACKEND;
-	verdict = deliver(ctx, p, s, backend, set);
+	verdict = deliver(ctx, p, s, backend);
 	if (verdict == VERDICT_FORWARDED)
 		count_request(p);
 	return verdict;

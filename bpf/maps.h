@@ -10,20 +10,11 @@
 
 #include "abi.h"
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct settings);
-} settings SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(map_flags, BPF_F_MMAPABLE);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct prefilter);
-} prefilter SEC(".maps");
+/* Data sections are maps too, arrays of one entry, mapped into memory; the program
+ * reads them without a lookup. Outside they are the maps `settings` and `prefilter`.
+ */
+struct settings settings SEC(".data.settings");
+struct prefilter prefilter SEC(".data.prefilter");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

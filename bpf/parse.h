@@ -192,17 +192,15 @@ __attribute__((noinline)) int follow(struct xdp_md *ctx, struct chain *c)
 	return is_extension(c->next) ? VERDICT_BAD_IP_HEADER : GO_ON;
 }
 
-static __always_inline struct prefilter *the_prefilter(void)
+static __always_inline __u8 kind_of(__u32 bucket)
 {
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&prefilter, &zero);
+	return prefilter.kinds[bucket & (PREFILTER_SIZE - 1)];
 }
 
-static __always_inline __u8 kinds(const struct prefilter *f, __u32 of_source, __u32 of_destination)
+static __always_inline __u8 kinds(__u32 source, __u32 destination)
 {
-	return (f->kinds[of_destination & (PREFILTER_SIZE - 1)] & ~ADDRESS_NAT_BACKEND) |
-	       (f->kinds[of_source & (PREFILTER_SIZE - 1)] & ADDRESS_NAT_BACKEND);
+	return (kind_of(destination) & ~ADDRESS_NAT_BACKEND) |
+	       (kind_of(source) & ADDRESS_NAT_BACKEND);
 }
 
 /* Ethernet, tags, and the addresses: enough to know that a packet is nobody's. */
@@ -210,13 +208,12 @@ static __always_inline int parse_addresses(struct xdp_md *ctx, struct packet *p)
 {
 	void *data = frame_start(ctx);
 	void *end = frame_end(ctx);
-	struct prefilter *filter = the_prefilter();
 	struct ethhdr *eth = data;
 	__u32 l3 = sizeof(*eth);
 	__be16 proto;
 
 	p->bytes = end - data;
-	if ((void *)(eth + 1) > end || !filter)
+	if ((void *)(eth + 1) > end)
 		return VERDICT_TRUNCATED;
 	proto = eth->h_proto;
 	for (int i = 0; i < MAX_TAGS; i++) {
@@ -236,7 +233,7 @@ static __always_inline int parse_addresses(struct xdp_md *ctx, struct packet *p)
 		if ((void *)(ip + 1) > end)
 			return VERDICT_TRUNCATED;
 		p->family = 4;
-		p->kinds = kinds(filter, bucket4(ip->saddr), bucket4(ip->daddr));
+		p->kinds = kinds(bucket4(ip->saddr), bucket4(ip->daddr));
 		if (!p->kinds && ip->protocol != IPPROTO_ICMP)
 			return VERDICT_NOT_OURS;
 		p->tuple.saddr.v4 = ip->saddr;
@@ -248,7 +245,7 @@ static __always_inline int parse_addresses(struct xdp_md *ctx, struct packet *p)
 			return VERDICT_TRUNCATED;
 		p->family = 6;
 		__builtin_memcpy(&p->tuple.saddr, &ip->saddr, 32);
-		p->kinds = kinds(filter, bucket6(&p->tuple.saddr), bucket6(&p->tuple.daddr));
+		p->kinds = kinds(bucket6(&p->tuple.saddr), bucket6(&p->tuple.daddr));
 		if (!p->kinds && ip->nexthdr != IPPROTO_ICMPV6)
 			return VERDICT_NOT_OURS;
 	} else {

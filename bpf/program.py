@@ -21,6 +21,7 @@ from bpf.libbpf import ProgInfo, TestRunOptions, XdpMd
 from bpf.mapset import Sizes
 
 PROGRAM, SWEEP = b"lb", b"sweep"
+DATA = ".data."  # sections of the program's data are maps, too
 INSTRUCTION = 8  # bytes
 GROWTH = 256  # what a test run may add to a frame
 LIVE_FRAMES = 1 << 1  # BPF_F_TEST_XDP_LIVE_FRAMES
@@ -126,7 +127,7 @@ def _maps(handle: int) -> Iterator[tuple[str, int]]:
     """The maps of the contract. Any other is the program's own: made anew with it, pinned nowhere."""
     lib, found, known = libbpf.lib(), None, set(mapset.names())
     while found := lib.bpf_object__next_map(handle, found):
-        name = lib.bpf_map__name(found).decode()
+        name = lib.bpf_map__name(found).decode().removeprefix(DATA)
         if name in known:
             yield name, found
 

@@ -83,13 +83,12 @@ __attribute__((noinline)) int find_road(struct xdp_md *ctx, struct packet *p, st
 
 /* The next hop that the entry remembers, else the one that routes say now. */
 static __always_inline int road_to_client(struct xdp_md *ctx, struct packet *p,
-					  struct flow6_key *to, const struct flow *entry,
-					  const struct settings *set, struct hop *hop)
+					  struct flow6_key *to, const struct flow *entry, struct hop *hop)
 {
 	struct hop *kept;
 
 	p->hop = 0;
-	if (entry && entry->hop && entry->hop_epoch == (__u8)set->hop_epoch) {
+	if (entry && entry->hop && entry->hop_epoch == (__u8)settings.hop_epoch) {
 		kept = hop_of(entry->hop);
 		if (kept) {
 			*hop = *kept;
@@ -221,14 +220,14 @@ static __always_inline void note_reply(struct packet *p, struct flow *entry, str
 }
 
 /* Keeps what the packet teaches: freshness, endings, the next hop. */
-static __noinline void mark_reply(struct packet *p, struct flow *entry, const struct settings *set)
+static __noinline void mark_reply(struct packet *p, struct flow *entry)
 {
 	struct service *s = service_of(p->service);
 	struct flow *forth;
 
-	if (entry->hop != p->hop || entry->hop_epoch != (__u8)set->hop_epoch) {
+	if (entry->hop != p->hop || entry->hop_epoch != (__u8)settings.hop_epoch) {
 		entry->hop = p->hop;
-		entry->hop_epoch = set->hop_epoch;
+		entry->hop_epoch = settings.hop_epoch;
 	}
 	if (!s || (entry->seen == p->now && !p->ending))
 		return;
@@ -238,14 +237,14 @@ static __noinline void mark_reply(struct packet *p, struct flow *entry, const st
 	note_reply(p, entry, forth, s);
 }
 
-static __always_inline bool to_nat_source(const struct packet *p, const struct settings *set)
+static __always_inline bool to_nat_source(const struct packet *p)
 {
-	const union address *source = p->family == 4 ? &set->nat_source4 : &set->nat_source6;
+	const union address *source = p->family == 4 ? &settings.nat_source4 : &settings.nat_source6;
 	__u16 port = bpf_ntohs(p->tuple.dport);
 
 	return p->kinds & ADDRESS_NAT_SOURCE && !p->fragment && is_set(source) &&
-	       same_address(&p->tuple.daddr, source) && port >= set->port_low &&
-	       port <= set->port_high;
+	       same_address(&p->tuple.daddr, source) && port >= settings.port_low &&
+	       port <= settings.port_high;
 }
 
 /* An entry of the right mode whose frontend is still there. Sets p's ids. */
@@ -317,10 +316,9 @@ static __always_inline int passable(struct xdp_md *ctx, struct packet *p, int ro
 }
 
 /* NOT_OURS: nobody's reply. */
-static __noinline int give_back(struct xdp_md *ctx, struct packet *p,
-				     const struct settings *set)
+static __noinline int give_back(struct xdp_md *ctx, struct packet *p)
 {
-	bool full = to_nat_source(p, set), derived = false;
+	bool full = to_nat_source(p), derived = false;
 	struct hop hop = {};
 	struct flow *entry;
 	int road, verdict;
@@ -337,7 +335,7 @@ static __noinline int give_back(struct xdp_md *ctx, struct packet *p,
 		derived = true;
 	}
 	reversed(&p->to, &p->client);
-	road = road_to_client(ctx, p, &p->to, entry, set, &hop);
+	road = road_to_client(ctx, p, &p->to, entry, &hop);
 	if (derived && road == ROAD_LOCAL)
 		return VERDICT_NOT_OURS;
 	verdict = passable(ctx, p, road, &hop);
@@ -348,7 +346,7 @@ static __noinline int give_back(struct xdp_md *ctx, struct packet *p,
 		entry = own_entry(p);
 	}
 	if (entry)
-		mark_reply(p, entry, set);
+		mark_reply(p, entry);
 	translate(ctx, p, &p->to);
 	return send_to_client(ctx, p, road, &hop, VERDICT_RETURNED);
 }

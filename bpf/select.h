@@ -10,13 +10,6 @@
 #include "maps.h"
 #include "parse.h"
 
-static __always_inline struct settings *the_settings(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&settings, &zero);
-}
-
 static __always_inline struct frontend *frontend_of(__u32 id)
 {
 	__u32 index = id & ID_INDEX_MASK;

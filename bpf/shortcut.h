@@ -107,8 +107,7 @@ static __always_inline void short_translate(const struct lane *lane, __be32 sadd
 }
 
 /* In front: IPv4 in IPv4, or that in UDP. */
-static __always_inline int short_encapsulate(struct xdp_md *ctx, struct lane *lane,
-					     const struct settings *set, __u64 hash)
+static __always_inline int short_encapsulate(struct xdp_md *ctx, struct lane *lane, __u64 hash)
 {
 	bool gue = lane->service->forward == FORWARD_GUE;
 	__u32 extra = sizeof(struct iphdr) + (gue ? sizeof(struct udphdr) : 0);
@@ -126,12 +125,11 @@ static __always_inline int short_encapsulate(struct xdp_md *ctx, struct lane *la
 		return VERDICT_NO_HEADROOM;
 	lane->frame = frame;
 	*ethertype(frame) = bpf_htons(ETH_P_IP);
-	outer_ipv4(ip_of(frame), class, lane->length + extra, gue ? IPPROTO_UDP : IPPROTO_IPIP,
-		   set, lane->backend);
+	outer_ipv4(ip_of(frame), class, lane->length + extra, gue ? IPPROTO_UDP : IPPROTO_IPIP, lane->backend);
 	if (gue) {
 		udp = udp_of(frame);
 		udp->source = bpf_htons(GUE_PORT_BASE | (hash & GUE_PORT_SPREAD));
-		udp->dest = set->gue_port;
+		udp->dest = settings.gue_port;
 		udp->len = bpf_htons(lane->length + sizeof(*udp));
 		udp->check = 0;
 	}
@@ -151,8 +149,7 @@ static __always_inline __u64 short_hash(const struct lane *lane, __u8 fields)
 	return tuple_hash(&t, 4, fields);
 }
 
-static __always_inline int short_deliver(struct xdp_md *ctx, struct lane *lane,
-					 const struct settings *set)
+static __always_inline int short_deliver(struct xdp_md *ctx, struct lane *lane)
 {
 	struct iphdr *ip = ip_of(lane->frame);
 	struct udphdr *udp = udp_of(lane->frame);
@@ -176,11 +173,11 @@ static __always_inline int short_deliver(struct xdp_md *ctx, struct lane *lane,
 		break;
 	case FORWARD_IPIP:
 	case FORWARD_GUE:
-		if (!set->tunnel_source4.v4 || !fits_lane(lane, overhead(lane->service, b)))
+		if (!settings.tunnel_source4.v4 || !fits_lane(lane, overhead(lane->service, b)))
 			return LONG_WAY;
 		if (mode == FORWARD_GUE)
 			hash = short_hash(lane, HASH_FIVE_TUPLE);
-		verdict = short_encapsulate(ctx, lane, set, hash);
+		verdict = short_encapsulate(ctx, lane, hash);
 		if (verdict != GO_ON)
 			return verdict;
 		break;
@@ -251,7 +248,7 @@ static __always_inline bool short_choice(struct lane *lane)
 	pool = pool_of(lane->service->pools[0]);
 	if (!pool || !lane->service->pool_count)
 		return false;
-	index = pool->id & ID_INDEX_MASK;
+	index = lane->service->pools[0] & ID_INDEX_MASK;
 	table = bpf_map_lookup_elem(&tables, &index);
 	if (!table)
 		return false;
@@ -264,15 +261,14 @@ static __always_inline bool short_choice(struct lane *lane)
 }
 
 /* The reply of a flow whose next hop is known, towards the client. */
-static __always_inline int short_reply(struct lane *lane, const struct flow4_key *key,
-				       const struct settings *set, struct cpu *cpu)
+static __always_inline int short_reply(struct lane *lane, const struct flow4_key *key, struct cpu *cpu)
 {
 	struct counters *of_service, *of_backend;
 	struct return4 *entry = bpf_map_lookup_elem(&returns4, key);
 	struct hop *hop;
 	__u32 number;
 
-	if (!entry || !entry->flow.hop || entry->flow.hop_epoch != (__u8)set->hop_epoch)
+	if (!entry || !entry->flow.hop || entry->flow.hop_epoch != (__u8)settings.hop_epoch)
 		return LONG_WAY;
 	if (entry->flow.seen != tick_of(cpu))
 		return LONG_WAY;
@@ -301,22 +297,20 @@ static __always_inline int short_reply(struct lane *lane, const struct flow4_key
 }
 
 /* LONG_WAY, or what has become of the packet. */
-static __always_inline int shortcut(struct xdp_md *ctx, struct lane *lane,
-				    const struct settings *set, struct cpu *cpu)
+static __always_inline int shortcut(struct xdp_md *ctx, struct lane *lane, struct cpu *cpu)
 {
-	struct prefilter *filter = the_prefilter();
 	void *frame = frame_start(ctx), *end = frame_end(ctx);
 	struct iphdr *ip = ip_of(frame);
 	struct flow4_key key;
 	__u8 kind;
 	int verdict;
 
-	if (frame + SHORT_FRAME > end || !filter || *ethertype(frame) != bpf_htons(ETH_P_IP))
+	if (frame + SHORT_FRAME > end || *ethertype(frame) != bpf_htons(ETH_P_IP))
 		return LONG_WAY;
 	lane->frame = frame;
 	lane->bytes = end - frame;
 	lane->proto = ip->protocol;
-	kind = kinds(filter, bucket4(ip->saddr), bucket4(ip->daddr));
+	kind = kinds(bucket4(ip->saddr), bucket4(ip->daddr));
 	if (!kind && lane->proto != IPPROTO_ICMP)
 		return VERDICT_NOT_OURS;
 	lane->length = bpf_ntohs(ip->tot_len);
@@ -331,11 +325,11 @@ static __always_inline int shortcut(struct xdp_md *ctx, struct lane *lane,
 			return LONG_WAY;
 		words4(&key, ip->saddr, ip->daddr, *(__u32 *)udp_of(frame), lane->proto, 0);
 		if (kind == ADDRESS_NAT_BACKEND)
-			return short_reply(lane, &key, set, cpu);
+			return short_reply(lane, &key, cpu);
 		if (kind != ADDRESS_SERVICE || !short_flow(lane, &key, cpu))
 			return LONG_WAY;
 	}
-	verdict = short_deliver(ctx, lane, set);
+	verdict = short_deliver(ctx, lane);
 	if (verdict == VERDICT_FORWARDED)
 		count_lane(lane, lane->service->id, lane->backend->id);
 	return verdict;

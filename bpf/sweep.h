@@ -19,14 +19,13 @@ static __always_inline __u32 patience(const struct flow *flow, __u8 proto, enum 
 {
 	struct frontend *frontend = frontend_of(flow->frontend);
 	struct service *s = frontend ? service_of(frontend->service) : NULL;
-	struct settings *set = the_settings();
 
-	if (!s || !set || !backend_of(flow->backend))
+	if (!s || !backend_of(flow->backend))
 		return 0;
 	if (kind == ENTRY_OPENING)
-		return set->closing;
+		return settings.closing;
 	if (flow->state & FLOW_CLOSED)
-		return kind == ENTRY_RETURN ? set->rest : set->closing;
+		return kind == ENTRY_RETURN ? settings.rest : settings.closing;
 	return proto == IPPROTO_TCP ? s->tcp_idle : s->udp_idle;
 }
 
