@@ -86,7 +86,12 @@ class Checker:
         return HealthState(entry.state if entry.id == INCARNATION | index else 0)
 
     def until_state(self, index: int, state: HealthState) -> None:
-        until(lambda: self.state(index) is state, 20, what=f"backend {index} {state.name}")
+        until(lambda: self.runs_and(index, state), 20, what=f"backend {index} {state.name}")
+
+    def runs_and(self, index: int, state: HealthState) -> bool:
+        assert self.process is not None
+        assert self.process.poll() is None, "the checker ended: see its standard error"
+        return self.state(index) is state
 
     def report(self, index: int) -> dict[str, Any]:
         content = json.loads((self.directory / "health.json").read_text("utf-8"))
