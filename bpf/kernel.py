@@ -359,7 +359,7 @@ def _check_map(home: Pins, name: str, fd: int | None) -> None:
     if fd is None:
         raise AbiMismatch(f"{home.map(name)}: not pinned. {_remedy(home)}")
     called, key, value = mapset.identity(fd)
-    if called != mapset.in_kernel(name):
+    if called not in mapset.names_in_kernel(name):
         raise AbiMismatch(f"{home.map(name)}: is a map called {called}. {_remedy(home)}")
     program.check_shape(f"{home.map(name)}", name, (key, value), _remedy(home))
 

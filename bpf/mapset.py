@@ -183,6 +183,6 @@ def identity(fd: int) -> tuple[str, int, int]:
     return found.name.decode(), found.key_size, found.value_size
 
 
-def in_kernel(name: str) -> str:
-    """The kernel keeps no more of a name."""
-    return name[:NAME_BYTES]
+def names_in_kernel(name: str) -> tuple[str, str]:
+    """What the kernel calls a map: as much of the name as it keeps, of a map or of a data section."""
+    return name[:NAME_BYTES], f".data.{name}"[:NAME_BYTES]

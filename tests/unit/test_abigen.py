@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import shutil
 import subprocess
 import types
@@ -194,11 +195,7 @@ def test_every_declared_type_is_there() -> None:
 
 def test_the_typed_maps_are_those_of_maps_h() -> None:
     source = (abigen.HEADER.parent / "maps.h").read_text(encoding="utf-8")
-    shared = {
-        line.partition("}")[2].split()[0]
-        for line in source.splitlines()
-        if line.endswith('SEC(".maps");')
-    }
+    shared = set(re.findall(r'(\w+) SEC\("\.(?:maps|data\.\w+)"\);', source))
     assert set(mapset.names()) <= shared
     assert set(mapset.SETTING) <= set(mapset.names())
     assert set(mapset.names()) >= mapset.CONFIGURATION
