@@ -160,13 +160,13 @@ class Bed:
     ) -> Outcome:
         """Send, and compare: the verdict, the action if given, and every byte of `out` if given."""
         outcome = self.send(frame, at)
-        assert outcome.verdict.name == verdict.name
+        assert outcome.verdict == verdict, f"{outcome.verdict!r}, not {verdict!r}"
         if verdict in CROSSING:
             assert outcome.action == (Action.REDIRECT if action is None else action)
         if verdict in ANSWERED:
             assert outcome.action == (Action.TX if action is None else action)
         if out is not None:
-            assert difference(outcome.frame, out) == ""
+            assert outcome.frame == out, difference(outcome.frame, out)
         return outcome
 
     # ---- what the program remembers ----

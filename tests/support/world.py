@@ -206,8 +206,8 @@ class World:
                 for backend in pool.backends:
                     yield backend.address, abi.AddressKind.NAT_BACKEND
             if service.forward == abi.Forward.FULLNAT:
-                yield self.settings.nat_source4, abi.AddressKind.NAT_SOURCE
-                yield self.settings.nat_source6, abi.AddressKind.NAT_SOURCE
+                for own in filter(None, (self.settings.nat_source4, self.settings.nat_source6)):
+                    yield own, abi.AddressKind.NAT_SOURCE
 
     def _frontends(self) -> Iterator[abi.Frontend]:
         for service in self.services:
