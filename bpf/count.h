@@ -56,33 +56,33 @@ static __always_inline struct counters *backend_counters(__u32 id)
 	return bpf_map_lookup_elem(&backend_counts, &index);
 }
 
-static __always_inline void count_request(const struct packet *p)
+static __always_inline void count_request(__u32 service, __u32 backend, __u32 bytes)
 {
-	struct counters *service = service_counters(p->service);
-	struct counters *backend = backend_counters(p->backend);
+	struct counters *of_service = service_counters(service);
+	struct counters *of_backend = backend_counters(backend);
 
-	if (service) {
-		service->packets++;
-		service->bytes += p->bytes;
+	if (of_service) {
+		of_service->packets++;
+		of_service->bytes += bytes;
 	}
-	if (backend) {
-		backend->packets++;
-		backend->bytes += p->bytes;
+	if (of_backend) {
+		of_backend->packets++;
+		of_backend->bytes += bytes;
 	}
 }
 
-static __always_inline void count_reply(const struct packet *p)
+static __always_inline void count_reply(__u32 service, __u32 backend, __u32 bytes)
 {
-	struct counters *service = service_counters(p->service);
-	struct counters *backend = backend_counters(p->backend);
+	struct counters *of_service = service_counters(service);
+	struct counters *of_backend = backend_counters(backend);
 
-	if (service) {
-		service->reply_packets++;
-		service->reply_bytes += p->bytes;
+	if (of_service) {
+		of_service->reply_packets++;
+		of_service->reply_bytes += bytes;
 	}
-	if (backend) {
-		backend->reply_packets++;
-		backend->reply_bytes += p->bytes;
+	if (of_backend) {
+		of_backend->reply_packets++;
+		of_backend->reply_bytes += bytes;
 	}
 }
 

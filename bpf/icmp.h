@@ -373,7 +373,7 @@ static __noinline int send_error(struct xdp_md *ctx, struct packet *p)
 		return VERDICT_NO_HEADROOM;
 	put_macs(data, backend->dmac);
 	p->egress = backend->ifindex;
-	count_request(p);
+	count_request(p->service, p->backend, p->bytes);
 	return VERDICT_ICMP_FORWARDED;
 }
 

@@ -286,6 +286,6 @@ static __noinline int forward(struct xdp_md *ctx, struct packet *p)
 		return VERDICT_NO_BACKEND;
 	verdict = deliver(ctx, p, s, backend);
 	if (verdict == VERDICT_FORWARDED)
-		count_request(p);
+		count_request(p->service, p->backend, p->bytes);
 	return verdict;
 }

@@ -294,7 +294,7 @@ static __always_inline int send_to_client(struct xdp_md *ctx, struct packet *p, 
 		put_macs(data, hop->dmac);
 		p->egress = hop->ifindex;
 	}
-	count_reply(p);
+	count_reply(p->service, p->backend, p->bytes);
 	return road == ROAD_OPEN ? sent : VERDICT_RETURN_PASSED;
 }
 

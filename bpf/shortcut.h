@@ -22,6 +22,8 @@
 #define TCP_FLAGS 13
 #define TCP_ENDING 0x05		/* FIN, RST */
 #define TCP_SYN 0x02
+#define TCP_ACK 0x10
+#define RECENT 256
 
 /* A frame of the kind: its headers are where they nearly always are. */
 #define SHORT_FRAME (sizeof(struct ethhdr) + sizeof(struct iphdr) + sizeof(struct tcphdr))
@@ -71,7 +73,7 @@ static __always_inline bool is_short(const struct lane *lane)
 		return false;
 	if (lane->proto == IPPROTO_TCP)
 		return lane->length >= sizeof(struct iphdr) + sizeof(struct tcphdr) &&
-		       !(tcp[TCP_FLAGS] & TCP_SYN) && tcp[TCP_OFFSET] >= 5 << 4 &&
+		       tcp[TCP_OFFSET] >= 5 << 4 &&
 		       (tcp[TCP_OFFSET] >> 4) * 4U <= segment;
 	return lane->proto == IPPROTO_UDP && lane->length >= sizeof(struct iphdr) + sizeof(*udp) &&
 	       bpf_ntohs(udp->len) >= sizeof(*udp) && bpf_ntohs(udp->len) <= segment;
@@ -125,7 +127,8 @@ static __always_inline int short_encapsulate(struct xdp_md *ctx, struct lane *la
 		return VERDICT_NO_HEADROOM;
 	lane->frame = frame;
 	*ethertype(frame) = bpf_htons(ETH_P_IP);
-	outer_ipv4(ip_of(frame), class, lane->length + extra, gue ? IPPROTO_UDP : IPPROTO_IPIP, lane->backend);
+	outer_ipv4(ip_of(frame), class, lane->length + extra, gue ? IPPROTO_UDP : IPPROTO_IPIP,
+		   lane->backend);
 	if (gue) {
 		udp = udp_of(frame);
 		udp->source = bpf_htons(GUE_PORT_BASE | (hash & GUE_PORT_SPREAD));
@@ -189,21 +192,6 @@ static __always_inline int short_deliver(struct xdp_md *ctx, struct lane *lane)
 	return VERDICT_FORWARDED;
 }
 
-static __always_inline void count_lane(const struct lane *lane, __u32 service, __u32 backend)
-{
-	struct counters *of_service = service_counters(service);
-	struct counters *of_backend = backend_counters(backend);
-
-	if (of_service) {
-		of_service->packets++;
-		of_service->bytes += lane->bytes;
-	}
-	if (of_backend) {
-		of_backend->packets++;
-		of_backend->bytes += lane->bytes;
-	}
-}
-
 /* The frontend's service, both there. */
 static __always_inline bool lane_service(struct lane *lane, __u32 frontend)
 {
@@ -230,20 +218,54 @@ static __always_inline bool short_flow(struct lane *lane, const struct flow4_key
 	return !down_for_flows(lane->backend);
 }
 
-/* Table only: the slot that the hash says, if its backend can be used. */
-static __always_inline bool short_choice(struct lane *lane)
+/* Frontends that this CPU has met lately. Only a hint: a frontend's own entry says what it is for. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, RECENT);
+	__type(key, __u32);
+	__type(value, __u32);
+} recent SEC(".maps");
+
+static __always_inline bool is_for(const struct frontend *f, __be32 addr, __be16 port, __u8 proto)
 {
+	return f->addr.v4 == addr && f->port == port && f->proto == proto && f->family == 4 && port;
+}
+
+/* The exact frontend, and its service. */
+static __always_inline bool short_frontend(struct lane *lane)
+{
+	__be32 addr = ip_of(lane->frame)->daddr;
+	__be16 port = udp_of(lane->frame)->dest;
+	__u32 place = (bucket4(addr) ^ port) & (RECENT - 1), *found;
+	__u32 *hint = bpf_map_lookup_elem(&recent, &place);
 	struct frontend4_key key;
+
+	if (!hint)
+		return false;
+	if (lane_service(lane, *hint) && is_for(lane->frontend, addr, port, lane->proto))
+		return true;
+	frontend_words(&key, addr, port, lane->proto);
+	found = bpf_map_lookup_elem(&frontends4, &key);
+	if (!found || !lane_service(lane, *found))
+		return false;
+	*hint = *found;
+	return true;
+}
+
+/* The slot that the hash says, if the service learns nothing from this packet and
+ * the slot's backend can be used.
+ */
+static __always_inline bool short_choice(struct lane *lane, bool opening)
+{
 	struct pool *pool;
-	__u32 index, slot, *id, *frontend;
+	__u32 index, slot, *id;
 	void *table;
 
-	frontend_words(&key, ip_of(lane->frame)->daddr, udp_of(lane->frame)->dest, lane->proto);
-	frontend = bpf_map_lookup_elem(&frontends4, &key);
-	if (!frontend || !lane_service(lane, *frontend))
+	if (!short_frontend(lane))
 		return false;
-	if (keeps_flows(lane->service) || lane->service->balance != BALANCE_HASH ||
-	    lane->service->short_pools & 1)
+	if (opening ? needs_entry(lane->service) : keeps_flows(lane->service))
+		return false;
+	if (lane->service->balance != BALANCE_HASH || lane->service->short_pools & 1)
 		return false;
 	pool = pool_of(lane->service->pools[0]);
 	if (!pool || !lane->service->pool_count)
@@ -260,10 +282,18 @@ static __always_inline bool short_choice(struct lane *lane)
 	return lane->backend;
 }
 
-/* The reply of a flow whose next hop is known, towards the client. */
-static __always_inline int short_reply(struct lane *lane, const struct flow4_key *key, struct cpu *cpu)
+/* A SYN that is known to no flow, for a service that learns nothing from it. */
+static __always_inline bool short_opening(struct lane *lane, const struct flow4_key *key,
+					  __u8 flags)
 {
-	struct counters *of_service, *of_backend;
+	return !(flags & TCP_ACK) && !bpf_map_lookup_elem(&flows4, key) &&
+	       short_choice(lane, true);
+}
+
+/* The reply of a flow whose next hop is known, towards the client. */
+static __always_inline int short_reply(struct lane *lane, const struct flow4_key *key,
+				       struct cpu *cpu)
+{
 	struct return4 *entry = bpf_map_lookup_elem(&returns4, key);
 	struct hop *hop;
 	__u32 number;
@@ -283,16 +313,7 @@ static __always_inline int short_reply(struct lane *lane, const struct flow4_key
 			entry->client.sport);
 	put_macs(lane->frame, hop->dmac);
 	lane->egress = hop->ifindex;
-	of_service = service_counters(lane->service->id);
-	of_backend = backend_counters(entry->flow.backend);
-	if (of_service) {
-		of_service->reply_packets++;
-		of_service->reply_bytes += lane->bytes;
-	}
-	if (of_backend) {
-		of_backend->reply_packets++;
-		of_backend->reply_bytes += lane->bytes;
-	}
+	count_reply(lane->service->id, entry->flow.backend, lane->bytes);
 	return VERDICT_RETURNED;
 }
 
@@ -302,7 +323,7 @@ static __always_inline int shortcut(struct xdp_md *ctx, struct lane *lane, struc
 	void *frame = frame_start(ctx), *end = frame_end(ctx);
 	struct iphdr *ip = ip_of(frame);
 	struct flow4_key key;
-	__u8 kind;
+	__u8 kind, flags = 0;
 	int verdict;
 
 	if (frame + SHORT_FRAME > end || *ethertype(frame) != bpf_htons(ETH_P_IP))
@@ -316,21 +337,25 @@ static __always_inline int shortcut(struct xdp_md *ctx, struct lane *lane, struc
 	lane->length = bpf_ntohs(ip->tot_len);
 	if (*(__u8 *)ip != 0x45 || !is_short(lane))
 		return LONG_WAY;
+	if (lane->proto == IPPROTO_TCP)
+		flags = ((__u8 *)tcp_of(frame))[TCP_FLAGS];
 	if (kind == (ADDRESS_SERVICE | ADDRESS_TABLE_FIRST)) {
-		if (!short_choice(lane))
+		if (!short_choice(lane, false))
 			return LONG_WAY;
 	} else {
-		if (lane->proto == IPPROTO_TCP &&
-		    ((__u8 *)tcp_of(frame))[TCP_FLAGS] & TCP_ENDING)
+		if (flags & TCP_ENDING)
 			return LONG_WAY;
 		words4(&key, ip->saddr, ip->daddr, *(__u32 *)udp_of(frame), lane->proto, 0);
 		if (kind == ADDRESS_NAT_BACKEND)
 			return short_reply(lane, &key, cpu);
-		if (kind != ADDRESS_SERVICE || !short_flow(lane, &key, cpu))
+		if (kind != ADDRESS_SERVICE)
+			return LONG_WAY;
+		if (flags & TCP_SYN ? !short_opening(lane, &key, flags) :
+				      !short_flow(lane, &key, cpu))
 			return LONG_WAY;
 	}
 	verdict = short_deliver(ctx, lane);
 	if (verdict == VERDICT_FORWARDED)
-		count_lane(lane, lane->service->id, lane->backend->id);
+		count_request(lane->service->id, lane->backend->id, lane->bytes);
 	return verdict;
 }

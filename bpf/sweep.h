@@ -8,6 +8,8 @@
 #include "maps.h"
 #include "select.h"
 
+#define UNUSED __attribute__((unused))
+
 enum entry {
 	ENTRY_FLOW,
 	ENTRY_OPENING,
@@ -101,13 +103,13 @@ static long sweep_opening6(void *map, struct flow6_key *key, struct return6 *e,
 	return 0;
 }
 
-static long start_count(void *map, __u32 *index, __u32 *count, void *nothing)
+static long start_count(UNUSED void *map, UNUSED __u32 *index, __u32 *count, UNUSED void *nothing)
 {
 	*count = 0;
 	return 0;
 }
 
-static long take_count(void *map, __u32 *index, __u32 *live_flows, void *nothing)
+static long take_count(UNUSED void *map, __u32 *index, __u32 *live_flows, UNUSED void *nothing)
 {
 	__u32 at = *index, *count = bpf_map_lookup_elem(&recount, &at);
 
