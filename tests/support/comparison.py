@@ -26,15 +26,17 @@ from tests.support.strategies import (
     Age,
     Back,
     Complaint,
+    Evict,
     Mangled,
     Ping,
     Raw,
     Reload,
     Shape,
     Step,
+    Tamper,
     Towards,
 )
-from tests.support.world import World
+from tests.support.world import World, apply
 
 _NOWHERE = Way()
 _LOCAL = Way(local=True)
@@ -113,6 +115,7 @@ class Conversation:
     world: World
     models: list[Model] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
+    tampers: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.bed.load(self.world)
@@ -125,11 +128,32 @@ class Conversation:
             self.bed.age(step.ticks)
             self.models = [aged(model, step.ticks) for model in self.models]
         elif isinstance(step, Reload):
-            self.world = self.bed.configure(strategies.changed(self.world, step))
-            raw = self.world.raw()
-            self.models = [model.configured(raw) for model in self.models]
+            self.world = strategies.changed(self.world, step)
+            self._reload()
+        elif isinstance(step, Tamper):
+            self.tampers.append(step.what)
+            self._reload()
+        elif isinstance(step, Evict):
+            self._evict(step.store)
         elif made := self.frame(step):
             self.send(*made)
+
+    def _reload(self) -> None:
+        self.bed.world = self.world
+        apply(self._raw(), self.bed.instance)
+        self.models = [model.configured(self._raw()) for model in self.models]
+
+    def _raw(self) -> dict[str, dict[Any, Any]]:
+        raw = self.world.raw()
+        for what in self.tampers:
+            raw = strategies.tampered(raw, what)
+        return raw
+
+    def _evict(self, store: str) -> None:
+        for version in (4, 6):
+            entries = getattr(self.bed.maps, f"{store}{version}")
+            entries.delete_many([key for key, _ in entries.items()])
+        self.models = [without(model, store) for model in self.models]
 
     def frame(self, step: Step) -> tuple[bytes, int] | None:
         """What a step sends, and by which interface; None: there is nothing yet to refer to."""
@@ -225,7 +249,11 @@ class Conversation:
         for version in (4, 6):
             entries = [*self.bed.returns(version).values(), *self.bed.opening(version).values()]
             for entry in entries:
-                if entry.flow.hop and entry.client.side == Side.CLIENT and bytes(entry.client).strip(b"\0"):
+                if (
+                    entry.flow.hop
+                    and entry.client.side == Side.CLIENT
+                    and bytes(entry.client).strip(b"\0")
+                ):
                     self._check_hop(hops, entry)
 
     def _check_hop(self, hops: dict[int, Any], entry: Any) -> None:
@@ -235,7 +263,9 @@ class Conversation:
             return
         hop, way = hops[entry.flow.hop], fib(client.family, b"", client.source, 0)
         said = (hop.ifindex, hop.mtu, bytes(hop.dmac), bytes(hop.smac))
-        assert said == (way.ifindex, way.mtu, way.dmac, way.smac), f"next hop of {client}: {said}, not {way}"
+        assert said == (way.ifindex, way.mtu, way.dmac, way.smac), (
+            f"next hop of {client}: {said}, not {way}"
+        )
 
 
 def parsed(frame: bytes) -> Packet | None:
@@ -303,6 +333,13 @@ def aged(model: Model, ticks: int) -> Model:
         elif isinstance(value, Return):
             changes.append((key, Return(value.client, older(value.flow, ticks))))
     return Model(model.raw, applied(model.state, tuple(changes)), model.config)
+
+
+def without(model: Model, store: str) -> Model:
+    """The model after entries were evicted: nothing else hears of it."""
+    stores = ("opening", "answering") if store == "opening" else (store,)
+    gone = tuple((key, None) for key in model.state if key[0] in stores)
+    return Model(model.raw, applied(model.state, gone), model.config)
 
 
 def older(flow: Flow, ticks: int) -> Flow:

@@ -47,8 +47,8 @@ def backends(net: Net, number: int) -> st.SearchStrategy[Backend]:
         mtu=mostly(1500, 700, 1400),
         ifindex=rarely(None, 10, 10, 0),
         dmac=st.just(f"02:00:00:00:0b:{number:02x}"),
-        flags=mostly(0, BackendFlag.ASSUME_UP, BackendFlag.FORCED_UP, *BackendFlag),
-        health=mostly(Health.UP, Health.UNKNOWN, *Health),
+        flags=rarely(0, BackendFlag.ASSUME_UP, BackendFlag.FORCED_UP, *BackendFlag),
+        health=rarely(Health.UP, Health.UNKNOWN, *Health),
         ramp=mostly(255, 100, 0),
         incarnation=mostly(1, 2),
     )
@@ -59,7 +59,7 @@ def pools(number: int, version: int) -> st.SearchStrategy[Pool]:
     name, size, step = POOLS[number]
 
     def filled(version: int) -> st.SearchStrategy[Pool]:
-        counts = mostly(2, 0, 1, 3)
+        counts = st.sampled_from((2, 2, 1, 1, 3, 2, 1, 0))
         members = counts.flatmap(
             lambda n: st.tuples(*(backends(NETS[version], number * 3 + i) for i in range(n)))
         )
@@ -77,9 +77,7 @@ def pools(number: int, version: int) -> st.SearchStrategy[Pool]:
     return st.sampled_from((version,) * 7 + (10 - version,)).flatmap(filled)
 
 
-def services(
-    number: int, listed: tuple[Pool, ...], version: int
-) -> st.SearchStrategy[Service]:
+def services(number: int, listed: tuple[Pool, ...], version: int) -> st.SearchStrategy[Service]:
     """A service with one to three of the pools, in any order."""
 
     def at(version: int) -> st.SearchStrategy[Service]:
@@ -94,7 +92,7 @@ def services(
                 lambda order: st.integers(1, len(order)).map(lambda n: tuple(order[:n]))
             ),
             forward=st.sampled_from(Forward),
-            balance=mostly(Balance.HASH, *Balance),
+            balance=st.sampled_from((Balance.HASH, Balance.HASH, *Balance)),
             hash=st.sampled_from(HashFields),
             flags=mostly(0, *ServiceFlag, 1 | 2, 1 | 8, 4 | 8),
             gate=mostly(0, 1, 3),
@@ -233,7 +231,21 @@ class Reload:
     value: Any
 
 
-Step = Towards | Back | Again | Complaint | Ping | Mangled | Raw | Age | Reload
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Every entry of one kind is gone, as if the LRU had needed the room."""
+
+    store: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tamper:
+    """The maps contradict each other, as they may between two writes, or the prefilter is wrong."""
+
+    what: str
+
+
+Step = Towards | Back | Again | Complaint | Ping | Mangled | Raw | Age | Reload | Evict | Tamper
 
 CLIENTS = ("client", "client2", "far", "narrow", "silent", "nowhere")
 
@@ -268,40 +280,49 @@ def towards() -> st.SearchStrategy[Towards]:
     )
 
 
-def packets() -> st.SearchStrategy[Step]:
-    picks = st.integers(0, 3)
-    return st.one_of(
-        towards(),
-        towards(),
-        st.builds(Back, pick=picks, flags=st.sampled_from(FLAGS), shape=shapes()),
-        st.builds(Back, pick=picks, flags=st.sampled_from(FLAGS), shape=shapes()),
-        st.builds(Again, pick=picks),
-        st.builds(
-            Complaint,
-            pick=picks,
-            about_reply=st.booleans(),
-            kind=st.sampled_from((0, 1, 2)),
-            by_router=st.booleans(),
-            quoted=mostly(1000, 28, 40, 48, 60),
-            shape=shapes(),
-        ),
-        st.builds(
-            Ping,
-            service=st.integers(0, 1),
-            frontend=st.integers(0, 2),
-            shape=shapes(),
-            code=mostly(0, 1),
-        ),
+def backs() -> st.SearchStrategy[Back]:
+    return st.builds(Back, pick=st.integers(0, 3), flags=st.sampled_from(FLAGS), shape=shapes())
+
+
+def complaints() -> st.SearchStrategy[Complaint]:
+    return st.builds(
+        Complaint,
+        pick=st.integers(0, 3),
+        about_reply=st.booleans(),
+        kind=st.sampled_from((0, 1, 2)),
+        by_router=st.booleans(),
+        quoted=mostly(1000, 28, 40, 48, 60),
+        shape=shapes(),
     )
+
+
+def pings() -> st.SearchStrategy[Ping]:
+    return st.builds(
+        Ping,
+        service=st.integers(0, 1),
+        frontend=st.integers(0, 2),
+        shape=shapes(),
+        code=mostly(0, 1),
+    )
+
+
+def packets() -> st.SearchStrategy[Step]:
+    again = st.builds(Again, pick=st.integers(0, 3))
+    return st.one_of(towards(), towards(), backs(), backs(), again, complaints(), pings())
+
+
+# Where headers lie: version, lengths, fragment field, protocol, data offset, checksum, and the
+# same inside of what an error quotes; for both families, without tags.
+HOT = (14, 16, 17, 20, 21, 23, 38, 39, 46, 18, 19, 20, 54, 58, 59, 66, 42, 51, 62, 68, 12, 13, 34)
 
 
 def mangled() -> st.SearchStrategy[Step]:
-    changes = st.lists(
-        st.tuples(st.integers(12, 90), st.sampled_from((0, 1, 5, 0x45, 0x60, 0x7F, 0xFF))),
-        max_size=3,
-    )
-    keep = st.one_of(st.none(), st.integers(14, 110))
-    return st.builds(Mangled, step=packets(), changes=changes.map(tuple), keep=keep)
+    where = st.one_of(st.sampled_from(HOT), st.sampled_from(HOT), st.integers(12, 110))
+    value = st.sampled_from((0, 1, 2, 5, 7, 0x14, 0x44, 0x45, 0x46, 0x4F, 0x60, 0x7F, 0xFF))
+    changes = st.lists(st.tuples(where, value), min_size=1, max_size=3).map(tuple)
+    keep = mostly(None, *range(14, 111))
+    cut = st.builds(Mangled, step=packets(), changes=st.just(()), keep=st.integers(14, 110))
+    return st.one_of(st.builds(Mangled, step=packets(), changes=changes, keep=keep), cut)
 
 
 def hostile() -> st.SearchStrategy[Step]:
@@ -331,11 +352,69 @@ def reloads() -> st.SearchStrategy[Reload]:
 
 def steps() -> st.SearchStrategy[Step]:
     ages = st.builds(Age, ticks=st.sampled_from((1, 2, 4, 6, 11, 21)))
-    return st.one_of(packets(), packets(), packets(), mangled(), hostile(), ages, reloads())
+    trouble = st.one_of(mangled(), mangled(), hostile())
+    evictions = st.builds(Evict, store=st.sampled_from(("flows", "returns", "opening")))
+    tampers = st.builds(Tamper, what=st.sampled_from(TAMPERS))
+    rest = st.one_of(ages, reloads(), evictions, tampers)
+    return st.one_of(packets(), packets(), packets(), trouble, trouble, rest)
 
 
-def conversations(least: int = 8, most: int = 24) -> st.SearchStrategy[list[Step]]:
-    return st.lists(steps(), min_size=least, max_size=most)
+SCRIPTS = (
+    (">S", "<SA", ">A"),
+    (">S", ">A", "<A", ">FA", "<FA", ">A"),
+    (">A", "<A", ">RA"),
+    (">S", "<SA", ">A", "<RA", ">S"),
+    (">A", "<FA", ">FA"),
+)
+
+
+def episodes() -> st.SearchStrategy[list[Step]]:
+    """A connection from one client, as it should be."""
+    plain = st.builds(
+        Towards,
+        service=st.integers(0, 1),
+        frontend=st.integers(0, 2),
+        client=mostly(0, 1, 2),
+        sport=mostly(41000, 41001),
+        flags=st.just("S"),
+        shape=st.just(Shape(payload=0)),
+    )
+    return st.builds(_played, plain, st.sampled_from(SCRIPTS))
+
+
+def _played(first: Towards, script: tuple[str, ...]) -> list[Step]:
+    return [
+        replace(first, flags=line[1:])
+        if line[0] == ">"
+        else Back(pick=0, flags=line[1:], shape=first.shape)
+        for line in script
+    ]
+
+
+def conversations() -> st.SearchStrategy[list[Step]]:
+    """Connections and single packets, one after the other."""
+    single = st.lists(steps(), min_size=1, max_size=5)
+    parts = st.lists(st.one_of(single, single, episodes()), min_size=3, max_size=9)
+    return parts.map(lambda lists: [step for part in lists for step in part])
+
+
+TAMPERS = ("service", "frontend", "mark", "prefilter", "hop_epoch", "pool")
+
+
+def tampered(raw: dict[str, dict[Any, Any]], what: str) -> dict[str, dict[Any, Any]]:
+    """Map contents in which the newest service, frontend or pool is not what its id says."""
+    gone = {"service": "services", "frontend": "frontends", "pool": "tables"}.get(what)
+    if gone and raw[gone]:
+        raw[gone].pop(max(raw[gone]))
+    elif what == "mark":
+        for name in ("frontends4", "frontends6"):
+            raw[name] = {key: 0 if value > 1 and not key.port else value
+                         for key, value in raw[name].items()}  # fmt: skip
+    elif what == "prefilter":
+        raw["prefilter"] = dict.fromkeys(range(1 << 16), 13)  # all but TABLE_FIRST
+    elif what == "hop_epoch":
+        raw["settings"][0].hop_epoch += 1
+    return raw
 
 
 def changed(world: World, step: Reload) -> World:
