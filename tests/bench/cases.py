@@ -6,10 +6,12 @@ each has a service address of its own, so that no two rows share a flow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from itertools import count
 
 from bpf.abi import Forward, ServiceFlag, Verdict
+from bpf.mapset import Sizes
 from bpf.program import Action
 from tests.bench.wrapper import Order, Packet
 from tests.support.frames import UDP, eth, ip, tcp, udp
@@ -24,6 +26,19 @@ SAMPLED = 1023  # latency: one packet in 1024, as a node would have it
 SWAP = "wrapper + MAC swap"
 SWAP6 = "wrapper + MAC swap, IPv6"
 PLAIN_SWAP = "MAC swap"
+
+
+class Place(Enum):
+    """Where a row is measured: a balancer and its maps, so that no crowd is in another's way."""
+
+    FEW = Sizes(), "single flows"
+    CROWD = Sizes(), "64k flows"
+    TRANSLATED = Sizes(), "64k flows of nat"
+    MANY = Sizes(flows4=1 << 21), "1M flows"
+
+    @property
+    def sizes(self) -> Sizes:
+        return self.value[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +60,7 @@ class Row:
     beside: str = ""
     mark: float | None = None
     best: float | None = None
-    large: bool = False  # in the instance whose flow map is large
+    place: Place = Place.FEW
 
     @property
     def baseline(self) -> bool:
@@ -101,7 +116,7 @@ def _balanced(
     mark: float | None = None,
     best: float | None = None,
     beside: str = "",
-    large: bool = False,
+    place: Place = Place.FEW,
 ) -> Balanced:
     where, to = _address(family), to or family
     rewriting = forward in (Forward.NAT, Forward.FULLNAT)
@@ -128,7 +143,7 @@ def _balanced(
         mark=mark,
         best=best,
         beside=beside,
-        large=large,
+        place=place,
     )
     return Balanced(row, service)
 
@@ -152,8 +167,8 @@ def _cross(forward: Forward, *, protocol: str = "tcp") -> list[Balanced]:
     ]
 
 
-LOOK_UPS = {1: "bare LRU, 1 flow", 1 << 16: "bare LRU, 64k flows", 10**6: "bare LRU, 1M flows"}
 FLOWS64K, FLOWS1M = 1 << 16, 10**6
+LOOK_UPS = {1: "bare LRU, 1 flow", FLOWS64K: "bare LRU, 64k flows", FLOWS1M: "bare LRU, 1M flows"}
 
 BALANCED = [
     _balanced("ipip, TCP", Forward.IPIP, mark=2.6, best=3.7),
@@ -178,7 +193,13 @@ BALANCED = [
     _balanced("nat, TCP, IPv6, reply", Forward.NAT, family=6, reply=True),
     _balanced("dsr, TCP, IPv6", Forward.DSR, family=6),
     _balanced("ipip, TCP, flows: off, 1M sources", Forward.IPIP, off=True, flows=FLOWS1M),
-    _balanced("nat, TCP, 64k flows", Forward.NAT, flows=FLOWS64K, beside=LOOK_UPS[FLOWS64K]),
+    _balanced(
+        "nat, TCP, 64k flows",
+        Forward.NAT,
+        flows=FLOWS64K,
+        beside=LOOK_UPS[FLOWS64K],
+        place=Place.TRANSLATED,
+    ),
     _balanced(
         "ipip, TCP, 64k flows",
         Forward.IPIP,
@@ -186,6 +207,7 @@ BALANCED = [
         mark=8,
         best=13.3,
         beside=LOOK_UPS[FLOWS64K],
+        place=Place.CROWD,
     ),
     _balanced(
         "ipip, TCP, 1M flows",
@@ -194,7 +216,7 @@ BALANCED = [
         mark=12,
         best=13.8,
         beside=LOOK_UPS[FLOWS1M],
-        large=True,
+        place=Place.MANY,
     ),
 ]
 
@@ -206,7 +228,13 @@ def _own(name: str, program: str, *, flows: int = 1, grows: int = 0, family: int
     """A yardstick behind the wrapper."""
     order = Order.RANDOM if flows > 1 else Order.ONE
     packet = Packet(_FOREIGN[family], order, flows)
-    return Row(name, packet, program, grows=grows, large=flows > FLOWS64K)
+    return Row(name, packet, program, grows=grows)
+
+
+def _look_up(name: str, flows: int) -> Row:
+    places = {FLOWS64K: Place.CROWD, FLOWS1M: Place.MANY}
+    row = _own(name, "look_up", flows=flows)
+    return replace(row, known=True, place=places.get(flows, Place.FEW))
 
 
 def _foreign(name: str, family: int, mark: float | None = None, best: float | None = None) -> Row:
@@ -229,7 +257,7 @@ ROWS = [
     _own(SWAP6, "swap", family=6),
     _own("wrapper + MAC swap, 1M sources", "swap", flows=FLOWS1M),
     _own("wrapper + adjust_head + Ethernet header", "grow", grows=20),
-    *(_own(name, "look_up", flows=flows) for flows, name in LOOK_UPS.items()),
+    *(_look_up(name, flows) for flows, name in LOOK_UPS.items()),
     _foreign("not for a service", 4, 1.6, 2.5),
     _foreign("not for a service, IPv6", 6),
     *(balanced.row for balanced in BALANCED),

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from statistics import median
 
-from bpf.mapset import Sizes
 from tests.bench import cases
-from tests.bench.cases import FLOWS64K, Row
+from tests.bench.cases import FLOWS64K, Place, Row
 from tests.bench.rig import Rig
 from tests.bench.wrapper import run
 
-LARGE = Sizes(flows4=1 << 20)
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    rounds: int = 15  # after the first, which is dropped
+    rounds: int = 11  # after the first, which is dropped
     repeat: int = 300_000
 
 
@@ -76,36 +74,31 @@ def chosen(only: list[str]) -> list[Row]:
 
 def measure(only: list[str], effort: Effort, say: Progress) -> Result:
     rows = chosen(only)
-    large = [r for r in rows if r.large]
-    small = [r for r in rows if not r.large]
-    with pinned_to_one_cpu(), Rig(cases.world(), Sizes()) as rig:
-        facts = _facts(rig)
-        if not large:
-            return _measured([(rig, small)], effort, facts, say)
-        with Rig(cases.world(), LARGE) as crowd:
-            return _measured([(rig, small), (crowd, large)], effort, facts, say)
+    with pinned_to_one_cpu(), ExitStack() as stack:
+        say("learning flows")
+        places = [place for place in Place if place in {row.place for row in rows}]
+        rigs = {place: stack.enter_context(Rig(cases.world(), place.sizes)) for place in places}
+        prepared = [(rigs[row.place], rigs[row.place].prepare(row)) for row in rows]
+        figures = _figures(prepared, effort, say)
+        return Result(figures, _facts(next(iter(rigs.values()))))
 
 
-def _measured(
-    rigs: list[tuple[Rig, list[Row]]], effort: Effort, facts: dict[str, float], say: Progress
-) -> Result:
-    say("learning flows")
-    prepared = [(rig, rig.prepare(row)) for rig, rows in rigs for row in rows]
+def _figures(prepared: list[tuple[Rig, Row]], effort: Effort, say: Progress) -> dict[str, Figure]:
     figures = {row.name: Figure(row) for _, row in prepared}
     for number in range(effort.rounds + 1):
         say(f"round {number} of {effort.rounds}")
-        overhead = call_overhead(rigs[0][0])
+        overhead = call_overhead(prepared[0][0])
         for rig, row in prepared:
             spent, kernel = _sample(rig, row, effort.repeat, overhead)
             if number:
                 figures[row.name].samples.append(spent)
                 figures[row.name].kernel.append(kernel)
-    return Result(figures, facts)
+    return figures
 
 
 def _sample(rig: Rig, row: Row, repeat: int, overhead: float) -> tuple[float, int]:
-    if 1 < row.packet.flows <= FLOWS64K:
-        rig.measure(row, FLOWS64K)  # flows that are alive have been seen lately
+    if row.known and 1 < row.packet.flows <= FLOWS64K:
+        rig.greet(row)
     outcome = rig.measure(row, repeat)
     return outcome.spent - overhead / repeat, outcome.kernel
 

@@ -23,10 +23,9 @@ from tempfile import TemporaryDirectory
 
 from bpf import libbpf
 from bpf.libbpf import ProgInfo
-from bpf.mapset import Sizes
 from tests.bench import cases
-from tests.bench.cases import Row
-from tests.bench.dataplane import LARGE, call_overhead, chosen, pinned_to_one_cpu
+from tests.bench.cases import Place, Row
+from tests.bench.dataplane import call_overhead, pinned_to_one_cpu
 from tests.bench.rig import Rig
 from tests.bench.wrapper import BenchError
 
@@ -137,33 +136,34 @@ def samples(data: Path) -> list[tuple[int, str]]:
 
 
 def show(options: argparse.Namespace) -> None:
-    rows = [r for r in chosen(options.case) if not r.baseline]
-    rows = [r for r in rows if options.case or r.mark]
+    """The rows named, else those that have a mark."""
+    rows = [r for r in cases.ROWS if any(part in r.name for part in options.case)]
+    rows = rows or [r for r in cases.ROWS if r.mark]
     with pinned_to_one_cpu():
-        for sizes, large in ((Sizes(), False), (LARGE, True)):
-            wanted = [r for r in rows if r.large == large]
+        for place in Place:
+            wanted = [r for r in rows if r.place == place]
             if wanted:
-                with Rig(cases.world(), sizes) as rig:
+                with Rig(cases.world(), place.sizes) as rig:
                     _profile(rig, wanted)
 
 
 def _profile(rig: Rig, rows: list[Row]) -> None:
-    source = source_of(rig.loaded.program)
-    for prepared in [rig.prepare(row) for row in rows]:
-        rig.measure(prepared, REPEAT // 100)
+    for row in [rig.prepare(row) for row in rows]:
+        if row.known:
+            rig.greet(row)
         with TemporaryDirectory() as directory:
             data = Path(directory, "perf.data")
             with sampled(data):
-                outcome = rig.measure(prepared, REPEAT)
+                outcome = rig.measure(row, REPEAT)
             found = samples(data)
         cost = outcome.spent - call_overhead(rig) / REPEAT
-        print(told(prepared.name, cost, source, found))
+        print(told(row.name, cost, source_of(rig.program_of(row)), found))
 
 
 def told(name: str, cost: float, source: Source, found: list[tuple[int, str]]) -> str:
     """The shares of the functions, of the source files and of the dearest lines, in ns."""
     each = cost / max(1, len(found))
-    own = [source.at(address) for address, symbol in found if _is_balancer(symbol)]
+    own = [source.at(address) for address, symbol in found if _is_measured(symbol)]
     parts = [
         ("functions", Counter(_short(symbol) for _, symbol in found), 12),
         ("files", Counter(line.partition(":")[0] for line in own), 12),
@@ -176,7 +176,7 @@ def told(name: str, cost: float, source: Source, found: list[tuple[int, str]]) -
     return "\n".join(text)
 
 
-def _is_balancer(symbol: str) -> bool:
+def _is_measured(symbol: str) -> bool:
     return symbol.startswith("bpf_prog_") and not symbol.endswith(("restore4", "restore6"))
 
 

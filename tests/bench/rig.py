@@ -97,9 +97,9 @@ class Rig(ExitStack):
 
     def _once(self, row: Row) -> Outcome:
         """One run without the wrapper: what it hands over must not make a difference."""
-        return run(self._fd(row), row.packet.frame)
+        return run(self.program_of(row), row.packet.frame)
 
-    def _fd(self, row: Row) -> int:
+    def program_of(self, row: Row) -> int:
         if row.program == "balancer":
             return self.loaded.program
         return self.wrapper.program(row.program)
@@ -158,10 +158,15 @@ class Rig(ExitStack):
             raise BenchError(f"{row.name}: {self.learnt(row) - known} flows were not known")
         return outcome
 
+    def greet(self, row: Row) -> None:
+        """A packet of each flow, as flows that are alive have sent one lately."""
+        packet = replace(row.packet, order=Order.SEQUENTIAL)
+        self.measure(replace(row, packet=packet), packet.flows)
+
     def _run(self, row: Row, repeat: int) -> Outcome:
         if row.wrapped:
-            return self.wrapper.through(self._fd(row), row.packet, repeat)
-        return run(self._fd(row), row.packet.frame, repeat)
+            return self.wrapper.through(self.program_of(row), row.packet, repeat)
+        return run(self.program_of(row), row.packet.frame, repeat)
 
     def _check_frame(self, row: Row, outcome: Outcome) -> None:
         length = len(row.packet.frame) + row.grows
