@@ -242,6 +242,7 @@ def _build(home: Pins, sizes: Sizes, path: Path, log: Log | None) -> None:
             pin(fd, building.map(name))
         _pin_programs(loaded, building.program, building.sweep)
         _sign(loaded)
+        _adopted(building, read_only=False, sizes=sizes).close()  # or the next process could not
         pins.remove(home.directory)  # neither a program nor links: nothing runs by it
         building.directory.rename(home.directory)
     finally:

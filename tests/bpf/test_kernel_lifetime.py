@@ -54,8 +54,8 @@ def wire(name: str) -> Iterator[Namespace]:
         made.delete()
 
 
-def leftovers() -> list[str]:
-    return [entry for entry in entries(ROOT) if ":" in entry]
+def leftovers(name: str) -> list[str]:
+    return [entry for entry in entries(ROOT) if entry.endswith(f":{name}")]
 
 
 def running(instance: Instance) -> set[int]:
@@ -79,7 +79,7 @@ def test_a_loaded_instance_is_whole_and_signed(name: str) -> None:
         assert instance.run(FRAME).action is Action.PASS
     assert name in instances()
     assert sorted(entries(ROOT / name / "maps")) == sorted(mapset.names())
-    assert leftovers() == []
+    assert leftovers(name) == []
 
 
 def test_what_a_dead_process_left_is_adopted(name: str) -> None:
@@ -121,7 +121,7 @@ def test_a_loader_killed_at_any_pin_leaves_nothing_that_looks_loaded(
         Instance.open(name)
     with Instance.load(name, SMALL) as instance:
         assert instance.run(FRAME).action is Action.PASS
-    assert leftovers() == []
+    assert leftovers(name) == []
 
 
 def test_two_processes_that_load_at_once_get_one_instance(name: str) -> None:
@@ -179,6 +179,17 @@ def test_a_map_of_another_shape_is_named(name: str, monkeypatch: pytest.MonkeyPa
     )
     with pytest.raises(AbiMismatch, match=r"maps/backends: .* 4 and 64 bytes, .* has 4 and 72"):
         Instance.open(name)
+
+
+def test_what_could_not_be_adopted_is_not_left_behind(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(mapset, "names_in_kernel", lambda _: ())
+        with pytest.raises(AbiMismatch):
+            Instance.load(name, SMALL)
+    assert name not in instances()
+    assert leftovers(name) == []
 
 
 def test_a_missing_map_is_named(name: str) -> None:
