@@ -14,7 +14,8 @@ from bpf import kernel
 from tests.support.bed import Bed
 from tests.support.bed import bed as make_bed
 from tests.support.comparison import Conversation
-from tests.support.strategies import Step, conversations, worlds
+from tests.support.steps import Step
+from tests.support.strategies import conversations, worlds
 from tests.support.world import World
 
 DEEP = os.environ.get("PROFILE") == "deep"

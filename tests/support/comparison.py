@@ -7,21 +7,21 @@ nothing itself: what is right is the model's word, what happened is the test bed
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from functools import cache
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
 from bpf import kernel
 from bpf.abi import Side, Verdict
 from tests.support import bed as bedding
-from tests.support import frames, strategies
+from tests.support import frames, steps
 from tests.support.bed import BACKEND_SIDE_MAC, BACKENDS, CLIENT_SIDE_MAC, CLIENTS, Bed
 from tests.support.checksums import problems
 from tests.support.frames import difference, mac
 from tests.support.model import Action, Flow, Model, Outcome, Return, Way, parse
 from tests.support.model.parse import TCP, Packet, Stop, Tuple
 from tests.support.model.state import Counts, Gate, applied
-from tests.support.strategies import (
+from tests.support.steps import (
     Again,
     Age,
     Back,
@@ -33,6 +33,7 @@ from tests.support.strategies import (
     Reload,
     Shape,
     Step,
+    Sweep,
     Tamper,
     Towards,
 )
@@ -128,13 +129,15 @@ class Conversation:
             self.bed.age(step.ticks)
             self.models = [aged(model, step.ticks) for model in self.models]
         elif isinstance(step, Reload):
-            self.world = strategies.changed(self.world, step)
+            self.world = steps.changed(self.world, step)
             self._reload()
         elif isinstance(step, Tamper):
             self.tampers.append(step.what)
             self._reload()
         elif isinstance(step, Evict):
             self._evict(step.store)
+        elif isinstance(step, Sweep):
+            self._sweep()
         elif made := self.frame(step):
             self.send(*made)
 
@@ -146,7 +149,7 @@ class Conversation:
     def _raw(self) -> dict[str, dict[Any, Any]]:
         raw = self.world.raw()
         for what in self.tampers:
-            raw = strategies.tampered(raw, what)
+            raw = steps.tampered(raw, what)
         return raw
 
     def _evict(self, store: str) -> None:
@@ -155,17 +158,26 @@ class Conversation:
             entries.delete_many([key for key, _ in entries.items()])
         self.models = [without(model, store) for model in self.models]
 
+    def _sweep(self) -> None:
+        now = kernel.now_tick()
+        report = self.bed.instance.sweep(now)
+        swept = [model.swept(now) for model in self.models]
+        reports = [(done.expired, done.flows) for _, done in swept]
+        said = (report.expired, report.flows)
+        assert said in reports, f"sweep: (expired, flows) are {said}, the model says {reports}"
+        self.models = [model for model, done in swept if (done.expired, done.flows) == said]
+
     def frame(self, step: Step) -> tuple[bytes, int] | None:
         """What a step sends, and by which interface; None: there is nothing yet to refer to."""
         if isinstance(step, Towards):
-            return strategies.towards_frame(self.world, step), CLIENTS
+            return steps.towards_frame(self.world, step), CLIENTS
         if isinstance(step, Ping):
-            return strategies.ping_frame(self.world, step), CLIENTS
+            return steps.ping_frame(self.world, step), CLIENTS
         if isinstance(step, Raw):
             return step.frame, CLIENTS
         if isinstance(step, Mangled):
             made = self.frame(step.step)
-            return made and (strategies.mangled_frame(made[0], step), made[1])
+            return made and (steps.mangled_frame(made[0], step), made[1])
         if isinstance(step, Again):
             seen = self._pick(self.seen, step.pick)
             return seen and (seen.frame, seen.at)
@@ -240,7 +252,7 @@ class Conversation:
         """What the program remembers is what one of the models does."""
         found = remembered(self.bed, self.world)
         complaints = [differences(found, memory_of(model, self.world)) for model in self.models]
-        assert not all(complaints), "\n".join(min(complaints, key=len))
+        assert not all(complaints), "\n".join(min(complaints, key=lambda said: len(said)))
         self._check_hops()
 
     def _check_hops(self) -> None:
@@ -280,7 +292,7 @@ def answer(sent: Tuple, flags: str, shape: Shape) -> bytes:
     back = sent.back()
     ends = (str(ip_address(back.source)), back.sport, str(ip_address(back.destination)), back.dport)
     protocol = "tcp" if sent.protocol == TCP else "udp"
-    return strategies.built(*ends, protocol, flags, shape)
+    return steps.built(*ends, protocol, flags, shape)
 
 
 def complaint(about: bytes, step: Complaint) -> bytes:
@@ -294,7 +306,7 @@ def complaint(about: bytes, step: Complaint) -> bytes:
         by = "192.0.2.254" if version == 4 else "2001:db8:9::fe"
     kind, code = {4: ((3, 4), (11, 0), (12, 0)), 6: ((2, 0), (3, 0), (4, 1))}[version][step.kind]
     segment = frames.icmp(kind, code, about[: step.quoted], rest=1280, version=version)
-    return strategies.shaped(by, to, segment, step.shape)
+    return steps.shaped(by, to, segment, step.shape)
 
 
 def agrees(frame: bytes, got: bedding.Outcome, wanted: Outcome) -> bool:
@@ -326,7 +338,7 @@ def unique(models: list[Model]) -> list[Model]:
 
 def aged(model: Model, ticks: int) -> Model:
     """As if so many ticks had passed: entries are older; gates are left alone."""
-    changes = []
+    changes: list[tuple[Any, Any]] = []
     for key, value in model.state.items():
         if isinstance(value, Flow):
             changes.append((key, older(value, ticks)))

@@ -1,19 +1,32 @@
-"""Hypothesis strategies: configurations of the data plane, and steps of a conversation with it.
-
-A step says what to send in terms of what is known by then ("a reply to the third last thing that
-went out"), so that a sequence shrinks well. Frames are built here; nothing here sends one.
-"""
+"""Hypothesis strategies: configurations of the data plane, and conversations with it. Sends nothing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import strategies as st
 
-from bpf.abi import Balance, BackendFlag, Forward, HashFields, ServiceFlag, SettingFlag
-from tests.support import frames
+from bpf.abi import BackendFlag, Balance, Forward, HashFields, ServiceFlag, SettingFlag
 from tests.support.scenes import NETS, Net
+from tests.support.steps import (
+    CLIENTS,
+    TAMPERS,
+    Again,
+    Age,
+    Back,
+    Complaint,
+    Evict,
+    Mangled,
+    Ping,
+    Raw,
+    Reload,
+    Shape,
+    Step,
+    Sweep,
+    Tamper,
+    Towards,
+)
 from tests.support.world import Backend, Health, Pool, Service, Settings, World
 
 POOLS = (("web", 7, 3), ("app", 13, 5), ("last", 2, 1))  # name, size, step of the walk
@@ -113,9 +126,9 @@ def settings() -> st.SearchStrategy[Settings]:
         icmp_rate=mostly(0, 1000),
         port_low=st.just(40000),
         port_high=mostly(40002, 40000, 49999),
-        tunnel_source4=rarely("10.9.0.1", "0.0.0.0"),  # noqa: S104
+        tunnel_source4=rarely("10.9.0.1", "0.0.0.0"),
         tunnel_source6=rarely("fd00:9::1", "::"),
-        nat_source4=rarely("10.8.0.1", "0.0.0.0"),  # noqa: S104
+        nat_source4=rarely("10.8.0.1", "0.0.0.0"),
         nat_source6=rarely("fd00:8::1", "::"),
     )
 
@@ -134,120 +147,6 @@ def worlds(draw: st.DrawFn) -> World:
 
 
 # ---- steps ----
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """How a packet looks, whatever it is about."""
-
-    payload: int = 10
-    ttl: int = 64
-    tos: int = 0
-    tags: tuple[tuple[int, int], ...] = ()
-    options: int = 0  # bytes of IP options, or extension headers of 8
-    df: bool = True
-    piece: str = "whole"
-    checksum: int | None = None  # None: the right one
-    padding: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Towards:
-    """From a client to a frontend, or to a port near it."""
-
-    service: int
-    frontend: int
-    client: int
-    sport: int
-    flags: str
-    shape: Shape
-    astray: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Back:
-    """A backend's reply to something that went out."""
-
-    pick: int
-    flags: str
-    shape: Shape
-
-
-@dataclass(frozen=True, slots=True)
-class Again:
-    """A frame that came in before, once more."""
-
-    pick: int
-
-
-@dataclass(frozen=True, slots=True)
-class Complaint:
-    """An ICMP error about a frame that went in or out."""
-
-    pick: int
-    about_reply: bool  # sent towards the frontend; else about what went to a backend
-    kind: int
-    by_router: bool
-    quoted: int
-    shape: Shape
-
-
-@dataclass(frozen=True, slots=True)
-class Ping:
-    service: int
-    frontend: int
-    shape: Shape
-    code: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Mangled:
-    """Another step's frame with bytes changed, or cut short."""
-
-    step: Step
-    changes: tuple[tuple[int, int], ...]
-    keep: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Raw:
-    frame: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Age:
-    """Ticks pass."""
-
-    ticks: int
-
-
-@dataclass(frozen=True, slots=True)
-class Reload:
-    """The configuration of a pool's backend changes."""
-
-    pool: int
-    backend: int
-    change: str
-    value: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Evict:
-    """Every entry of one kind is gone, as if the LRU had needed the room."""
-
-    store: str
-
-
-@dataclass(frozen=True, slots=True)
-class Tamper:
-    """The maps contradict each other, as they may between two writes, or the prefilter is wrong."""
-
-    what: str
-
-
-Step = Towards | Back | Again | Complaint | Ping | Mangled | Raw | Age | Reload | Evict | Tamper
-
-CLIENTS = ("client", "client2", "far", "narrow", "silent", "nowhere")
 
 
 def shapes() -> st.SearchStrategy[Shape]:
@@ -355,7 +254,7 @@ def steps() -> st.SearchStrategy[Step]:
     trouble = st.one_of(mangled(), mangled(), hostile())
     evictions = st.builds(Evict, store=st.sampled_from(("flows", "returns", "opening")))
     tampers = st.builds(Tamper, what=st.sampled_from(TAMPERS))
-    rest = st.one_of(ages, reloads(), evictions, tampers)
+    rest = st.one_of(ages, ages, reloads(), evictions, tampers, st.builds(Sweep))
     return st.one_of(packets(), packets(), packets(), trouble, trouble, rest)
 
 
@@ -396,128 +295,3 @@ def conversations() -> st.SearchStrategy[list[Step]]:
     single = st.lists(steps(), min_size=1, max_size=5)
     parts = st.lists(st.one_of(single, single, episodes()), min_size=3, max_size=9)
     return parts.map(lambda lists: [step for part in lists for step in part])
-
-
-TAMPERS = ("service", "frontend", "mark", "prefilter", "hop_epoch", "pool")
-
-
-def tampered(raw: dict[str, dict[Any, Any]], what: str) -> dict[str, dict[Any, Any]]:
-    """Map contents in which the newest service, frontend or pool is not what its id says."""
-    gone = {"service": "services", "frontend": "frontends", "pool": "tables"}.get(what)
-    if gone and raw[gone]:
-        raw[gone].pop(max(raw[gone]))
-    elif what == "mark":
-        for name in ("frontends4", "frontends6"):
-            raw[name] = {key: 0 if value > 1 and not key.port else value
-                         for key, value in raw[name].items()}  # fmt: skip
-    elif what == "prefilter":
-        raw["prefilter"] = dict.fromkeys(range(1 << 16), 13)  # all but TABLE_FIRST
-    elif what == "hop_epoch":
-        raw["settings"][0].hop_epoch += 1
-    return raw
-
-
-def changed(world: World, step: Reload) -> World:
-    """The world after a reload; the same pool object is replaced wherever it is listed."""
-    pool = world.pools[step.pool]
-    if step.backend >= len(pool.backends):
-        return world
-    members = list(pool.backends)
-    members[step.backend] = replace(members[step.backend], **{step.change: step.value})
-    new = replace(pool, backends=tuple(members))
-    services = tuple(
-        replace(s, pools=tuple(new if p is pool or p == pool else p for p in s.pools))
-        for s in world.services
-    )
-    return replace(world, services=services)
-
-
-# ---- frames ----
-
-
-def frontend_of(world: World, service: int, frontend: int) -> tuple[Net, str, int | None, str]:
-    shown = world.services[1:]
-    chosen = shown[service % len(shown)]
-    where, port, protocol = chosen.frontends[frontend % len(chosen.frontends)]
-    return NETS[6 if ":" in where else 4], where, port, protocol
-
-
-def client_address(net: Net, number: int) -> str:
-    found = getattr(net, CLIENTS[number])
-    return found if isinstance(found, str) else str(found[0])
-
-
-def towards_frame(world: World, step: Towards) -> bytes:
-    net, where, port, protocol = frontend_of(world, step.service, step.frontend)
-    dport = 1234 if port is None else port
-    dport += step.astray
-    source = client_address(net, step.client)
-    return built(source, step.sport, where, dport, protocol, step.flags, step.shape)
-
-
-def built(
-    source: str, sport: int, target: str, dport: int, protocol: str, flags: str, shape: Shape
-) -> bytes:
-    """A frame of TCP or UDP in this shape."""
-    payload = bytes(i * 7 & 0xFF for i in range(shape.payload))
-    if protocol == "tcp":
-        segment = frames.tcp(sport, dport, flags, payload, checksum=shape.checksum)
-    else:
-        segment = frames.udp(sport, dport, payload, checksum=shape.checksum)
-    return shaped(source, target, segment, shape)
-
-
-def shaped(source: str, target: str, segment: frames.Segment, shape: Shape) -> bytes:
-    """Any segment in a frame of this shape."""
-    pieces = {"whole": None, "first": (0, 24), "later": (24, 1 << 14)}
-    packet = _ip(source, target, segment, shape)
-    if piece := pieces[shape.piece]:
-        packet = frames.cut(packet, *piece)
-    return frames.eth(packet, tags=shape.tags) + bytes(shape.padding)
-
-
-def _ip(source: str, target: str, segment: frames.Segment, shape: Shape) -> bytes:
-    if ":" in target:
-        headers = () if shape.piece != "whole" else _extensions(shape.options)
-        return frames.ipv6(
-            source,
-            target,
-            segment,
-            hop_limit=shape.ttl,
-            traffic_class=shape.tos,
-            extensions=headers,
-        )
-    return frames.ipv4(
-        source,
-        target,
-        segment,
-        ttl=shape.ttl,
-        tos=shape.tos,
-        df=shape.df,
-        options=b"\x01" * shape.options,
-    )
-
-
-def _extensions(size: int) -> tuple[frames.Extension, ...]:
-    choices = {
-        0: (),
-        8: (frames.hop_by_hop(),),
-        16: (frames.destination_options(16), frames.fragment()),
-    }
-    return choices[size]
-
-
-def ping_frame(world: World, step: Ping) -> bytes:
-    net, where, _, _ = frontend_of(world, step.service, step.frontend)
-    payload = bytes(step.shape.payload % 101)
-    kind = 8 if net.version == 4 else 128
-    segment = frames.icmp(kind, step.code, payload, rest=7 << 16 | 1, version=net.version)
-    return shaped(net.client, where, segment, step.shape)
-
-
-def mangled_frame(frame: bytes, step: Mangled) -> bytes:
-    data = bytearray(frame)
-    for at, value in step.changes:
-        if at < len(data):
-            data[at] = value
-    return bytes(data[: step.keep]) if step.keep else bytes(data)

@@ -91,7 +91,7 @@ def test_an_ipv4_packet_with_options_two_tags_and_padding() -> None:
     found = parsed(frame)
     assert (found.l3, found.l4, found.end) == (22, 22 + 28, 22 + 28 + 24)
     assert found.tuple == HTTPS
-    assert found.syn and not found.plain
+    assert (found.syn, found.plain) == (True, False)
 
 
 def test_a_third_tag_is_not_ours() -> None:
@@ -123,7 +123,9 @@ def test_fragments_have_no_ports(source: str, target: str) -> None:
     whole = frames.ip(source, target, frames.udp(41000, 53, bytes(100)))
     first, later = (parsed(frames.eth(frames.cut(whole, at, 64))) for at in (0, 64))
     assert (first.piece, later.piece) == (Piece.FIRST, Piece.LATER)
-    assert (first.tuple.sport, first.tuple.dport) == (later.tuple.sport, later.tuple.dport) == (0, 0)
+    assert (
+        (first.tuple.sport, first.tuple.dport) == (later.tuple.sport, later.tuple.dport) == (0, 0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,8 @@ def test_a_quote_is_found_with_its_ports() -> None:
     quoted = frames.ipv4(VIP, CLIENT, frames.tcp(443, 41000))[:28]
     frame = frames.eth(frames.ipv4("203.0.113.1", VIP, frames.unreachable(4, quoted)))
     quote = parsed(frame).quote
-    assert quote and quote.tuple.back() == HTTPS
+    assert quote is not None
+    assert quote.tuple.back() == HTTPS
     assert verdict(frames.eth(frames.ipv4(CLIENT, VIP, frames.unreachable(4, quoted[:27])))) == (
         Verdict.BAD_ICMP
     )

@@ -16,7 +16,7 @@ RETURNS, ANSWERING = "returns", "answering"  # by the backend's: `answering` whi
 _TICKS = 0xFFFFFFFF
 
 
-class Stale(Exception):  # noqa: N818 - not an error: the choice has to be made anew
+class Stale(Exception):
     """The entry counts as not there: its place for replies is another client's."""
 
 

@@ -23,7 +23,7 @@ ICMP_OF = {4: ICMP, 6: ICMPV6}
 ECHO_REQUEST = {4: 8, 6: 128}
 
 
-class Stop(Exception):  # noqa: N818 - not an error: it is what parsing found
+class Stop(Exception):
     """Parsing ends here, with this verdict if the packet is for a service."""
 
     def __init__(self, verdict: Verdict) -> None:

@@ -183,7 +183,7 @@ def trusts_l4(packet: Packet) -> bool:
     if packet.tuple.protocol != UDP:
         return True
     length, sum_ = struct.unpack_from("!HH", packet.frame, packet.l4 + 4)
-    return sum_ != 0 and length == packet.end - packet.l4
+    return bool(sum_ and length == packet.end - packet.l4)
 
 
 def _trusted(inner: bytes, packet: Packet) -> bytes:

@@ -123,9 +123,9 @@ class Memory:
         at = index(backend)
         self.put("live", at, max(self.live(at) + by, 0))
 
-    def count(self, store: str, id: int, **more: int) -> None:
-        counts: Counts = self.get(store, index(id)) or Counts()
-        self.put(store, index(id), counts.plus(**more))
+    def count(self, store: str, whole: int, **more: int) -> None:
+        counts: Counts = self.get(store, index(whole)) or Counts()
+        self.put(store, index(whole), counts.plus(**more))
 
     def changes(self) -> tuple[tuple[Key, Any], ...]:
         return tuple(
