@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -249,16 +250,17 @@ def _is_orphan(name: str) -> bool:
     return name.startswith("ek") and bool(digits) and not Path("/proc", digits).exists()
 
 
-def clean() -> None:
-    for name in leftovers():
+def clean(names: Iterable[str]) -> None:
+    for name in names:
         if (namespace.FOLDER / name).exists():
             namespace.kill_everything_in(name)
             run("ip", "netns", "delete", name)
         shutil.rmtree(BPFFS / name, ignore_errors=True)
-        print(f"removed {name}")  # noqa: T201
 
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["--clean"]:
         sys.exit("usage: python -m tests.support.lab --clean")
-    clean()
+    orphans = leftovers()
+    clean(orphans)
+    print("removed:", *(orphans or ["nothing, nothing was left"]))  # noqa: T201
