@@ -34,6 +34,7 @@ class Place(Enum):
     FEW = Sizes(), "single flows"
     CROWD = Sizes(), "64k flows"
     TRANSLATED = Sizes(), "64k flows of nat"
+    NEW = Sizes(), "strangers, who evict each other"
     MANY = Sizes(flows4=1 << 21), "1M flows"
 
     @property
@@ -54,7 +55,7 @@ class Row:
     verdict: Verdict | None = None
     service: str = ""
     known: bool = False  # its flows are learnt beforehand
-    learns: bool = False  # a new flow may be learnt while it is measured
+    learns: bool = False  # nearly every packet measured is a new flow's
     reply: bool = False  # measured is the reply to the packet
     against: str = SWAP
     beside: str = ""
@@ -136,7 +137,7 @@ def _balanced(
         grows=_overhead(forward, to),
         verdict=Verdict.RETURNED if reply else Verdict.FORWARDED,
         service=name,
-        known=flags == "A" and not off,
+        known=flags == "A" and not off and not learns,
         learns=learns,
         reply=reply,
         against=SWAP if family == 4 else SWAP6,
@@ -168,6 +169,7 @@ def _cross(forward: Forward, *, protocol: str = "tcp") -> list[Balanced]:
 
 
 FLOWS64K, FLOWS1M = 1 << 16, 10**6
+STRANGERS = 1 << 24  # so many that hardly one is met again
 LOOK_UPS = {1: "bare LRU, 1 flow", FLOWS64K: "bare LRU, 64k flows", FLOWS1M: "bare LRU, 1M flows"}
 
 BALANCED = [
@@ -183,8 +185,7 @@ BALANCED = [
     _balanced("fullnat, TCP", Forward.FULLNAT),
     _balanced("fullnat, TCP, reply", Forward.FULLNAT, reply=True),
     _balanced("dsr, TCP", Forward.DSR),
-    _balanced("ipip, SYN, no state", Forward.IPIP, flags="S"),
-    _balanced("nat, SYN, 1M sources", Forward.NAT, flags="S", flows=FLOWS1M, learns=True),
+    _balanced("ipip, SYN, no state", Forward.IPIP, flags="S", best=7.5),
     *_cross(Forward.IPIP),
     *_cross(Forward.GUE),
     _balanced("ipip, UDP, 6 in 6", Forward.IPIP, family=6, protocol="udp"),
@@ -193,6 +194,21 @@ BALANCED = [
     _balanced("nat, TCP, IPv6, reply", Forward.NAT, family=6, reply=True),
     _balanced("dsr, TCP, IPv6", Forward.DSR, family=6),
     _balanced("ipip, TCP, flows: off, 1M sources", Forward.IPIP, off=True, flows=FLOWS1M),
+    _balanced(
+        "ipip, ACK, learnt, 16M sources",
+        Forward.IPIP,
+        flows=STRANGERS,
+        learns=True,
+        place=Place.NEW,
+    ),
+    _balanced(
+        "nat, SYN, learnt, 16M sources",
+        Forward.NAT,
+        flags="S",
+        flows=STRANGERS,
+        learns=True,
+        place=Place.NEW,
+    ),
     _balanced(
         "nat, TCP, 64k flows",
         Forward.NAT,

@@ -117,4 +117,5 @@ def _facts(rig: Rig) -> dict[str, float]:
         "instructions translated": info.translated,
         "bytes of machine code": info.jited_bytes,
         **{f"bytes per entry, {name}": rig.bytes_per_entry(name) for name in maps},
+        **rig.table_writes(),
     }

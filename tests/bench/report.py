@@ -23,7 +23,8 @@ def table(result: Result) -> str:
     head = f"{'':40}{'ns':>7}{'min':>7}{'max':>7}{'times':>7}{'best':>8}{'mark':>6}"
     lines = [head, *(_line(result, figure) for figure in result.figures.values()), ""]
     lines += [
-        f"{name:40}{value:>7.0f}{_memory(name, value)}" for name, value in result.facts.items()
+        f"{name:40}{value:>7.{0 if value > 10 else 2}f}{_memory(name, value)}"
+        for name, value in result.facts.items()
     ]
     return "\n".join(lines)
 
