@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
 
 COMPILED = {"build/lb.bpf.o": "bpf", "build/table.so": "reconciler"}
@@ -21,4 +21,11 @@ class BuildPy(build_py):  # type: ignore[misc]  # setuptools has no types
             self.copy_file(compiled, str(Path(self.build_lib, package, Path(compiled).name)))
 
 
-setup(cmdclass={"build_py": BuildPy})
+class Compiled(Distribution):  # type: ignore[misc]
+    """table.so is for one kind of processor, and so is the wheel."""
+
+    def has_ext_modules(self) -> bool:
+        return True
+
+
+setup(distclass=Compiled, cmdclass={"build_py": BuildPy})
