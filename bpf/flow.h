@@ -236,6 +236,14 @@ static __always_inline bool is_over(__u8 state, const struct service *s)
 	return state & FLOW_BACKEND_FIN || !translates(s);
 }
 
+/* No packet for more than `patience` ticks. Another CPU, or a packet since, may be ahead of `now`. */
+static __always_inline bool is_idle(const struct flow *flow, __u32 now, __u32 patience)
+{
+	__s32 ticks = now - flow->seen;
+
+	return ticks > 0 && (__u32)ticks > patience;
+}
+
 /* Does the entry still speak for this packet? Sets the packet's ids if so. */
 static __always_inline bool stands(struct packet *p, const struct flow *flow)
 {
@@ -252,7 +260,7 @@ static __always_inline bool stands(struct packet *p, const struct flow *flow)
 	idle = p->tuple.proto == IPPROTO_TCP ? service->tcp_idle : service->udp_idle;
 	if (flow->state & FLOW_CLOSED)
 		idle = settings.closing;
-	if (p->now - flow->seen > idle)
+	if (is_idle(flow, p->now, idle))
 		return false;
 	if (p->what == WHAT_SYN && (flow->state & FLOW_CLOSED || backend->flags & BACKEND_NO_NEW))
 		return false;
@@ -338,7 +346,7 @@ static __always_inline bool is_spent(const struct packet *p, const struct flow *
 
 	if (!frontend_of(flow->frontend) || !backend_of(flow->backend))
 		return true;
-	return flow->state & FLOW_CLOSED && p->now - flow->seen > settings.rest;
+	return flow->state & FLOW_CLOSED && is_idle(flow, p->now, settings.rest);
 }
 
 enum claim {

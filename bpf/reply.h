@@ -217,6 +217,8 @@ static __always_inline void note_reply(struct packet *p, struct flow *entry, str
 		ending |= forth->state;
 	}
 	entry->state |= ending;
+	if (is_over(entry->state, s))
+		entry->state |= FLOW_CLOSED;
 }
 
 /* Keeps what the packet teaches: freshness, endings, the next hop. */

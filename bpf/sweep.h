@@ -16,13 +16,13 @@ enum entry {
 	ENTRY_RETURN,
 };
 
-/* How long an entry is kept without packets; 0: its ids mean nothing any more. */
+/* How long an entry is kept without packets. */
 static __always_inline __u32 patience(const struct flow *flow, __u8 proto, enum entry kind)
 {
 	struct frontend *frontend = frontend_of(flow->frontend);
 	struct service *s = frontend ? service_of(frontend->service) : NULL;
 
-	if (!s || !backend_of(flow->backend))
+	if (!s)
 		return 0;
 	if (kind == ENTRY_OPENING)
 		return settings.closing;
@@ -43,10 +43,9 @@ static __always_inline bool visit(const struct flow *flow, __u8 proto, enum entr
 				  bool counted, struct sweep *report)
 {
 	__u32 index = flow->backend & ID_INDEX_MASK;
-	__s32 idle = report->now - flow->seen; /* below 0: seen since the sweep began */
 	__u32 *count;
 
-	if (is_stale(flow) || idle > (__s32)patience(flow, proto, kind)) {
+	if (is_stale(flow) || is_idle(flow, report->now, patience(flow, proto, kind))) {
 		report->expired++;
 		return true;
 	}
