@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
 
-COMPILED = {"build/lb.bpf.o": "bpf", "build/table.so": "reconciler"}
+COMPILED = {"build/lb.bpf.o": "bpf/lb.bpf.o", "build/table.so": "reconciler/libtable.so"}
 
 
 class BuildPy(build_py):  # type: ignore[misc]  # setuptools has no types
@@ -15,10 +15,10 @@ class BuildPy(build_py):  # type: ignore[misc]  # setuptools has no types
         super().run()
         if self.editable_mode:
             return
-        for compiled, package in COMPILED.items():
+        for compiled, installed in COMPILED.items():
             if not Path(compiled).exists():
                 raise SystemExit(f"{compiled} is missing: make build")
-            self.copy_file(compiled, str(Path(self.build_lib, package, Path(compiled).name)))
+            self.copy_file(compiled, str(Path(self.build_lib, installed)))
 
 
 class Compiled(Distribution):  # type: ignore[misc]

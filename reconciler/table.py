@@ -66,7 +66,8 @@ class _Member(ctypes.Structure):
 def compiled() -> ctypes.CDLL | None:
     """The compiled functions: in the installed package, else in the build folder."""
     here = Path(__file__).resolve().parent
-    places = (here / "table.so", here.parent / "build" / "table.so")
+    # Not table.so beside this: Python would take it for the module itself.
+    places = (here / "libtable.so", here.parent / "build" / "table.so")
     return next((ctypes.CDLL(str(place)) for place in places if place.exists()), None)
 
 
