@@ -1,6 +1,7 @@
 """Marks each test with its folder's kind, skips with a reason what this machine cannot run, and counts by kind."""
 
 import os
+import shutil
 import subprocess
 from collections import Counter
 from collections.abc import Generator, Iterator
@@ -11,15 +12,17 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 KINDS = ("unit", "property", "bpf", "e2e")
+TOOLS = {"bpf": ("clang", "ip"), "e2e": ("clang", "curl", "ethtool", "ip", "nsenter", "ping")}
 HERE = Path(__file__).parent
 
-_SLOW_IS_FINE = [HealthCheck.too_slow, HealthCheck.data_too_large]
-settings.register_profile(
-    "quick", max_examples=100, deadline=None, suppress_health_check=_SLOW_IS_FINE
+# In CI always the same cases: a failure there is about the change, not about luck.
+_EVERYWHERE = settings(
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-settings.register_profile(
-    "deep", max_examples=5000, deadline=None, suppress_health_check=_SLOW_IS_FINE
-)
+settings.register_profile("quick", _EVERYWHERE, max_examples=100)
+settings.register_profile("deep", _EVERYWHERE, max_examples=5000, derandomize=False)
 settings.load_profile(os.environ.get("PROFILE") or "quick")
 
 
@@ -43,21 +46,13 @@ def cannot(kind: str) -> str:
     """Why tests of this kind cannot run here; empty if they can."""
     if os.geteuid() != 0:
         return "needs root: sudo make test"
-    needs = {
-        "a BPF file system, which this machine does not let root mount": _can_mount_bpffs,
-        "network namespaces, which this machine does not let root make": _can_make_namespace,
-    }
-    if kind == "bpf":
-        needs.popitem()
-    return next((f"needs {need}" for need, check in needs.items() if not check()), "")
-
-
-def _can_make_namespace() -> bool:
-    return _succeeds("unshare", "--net", "true")
-
-
-def _can_mount_bpffs() -> bool:
-    return _succeeds("unshare", "--mount", "sh", "-c", "mount -t bpf bpf /sys/fs/bpf")
+    if absent := [tool for tool in TOOLS[kind] if not shutil.which(tool)]:
+        return f"needs {', '.join(absent)}: sudo make setup"
+    if not _succeeds("unshare", "--mount", "sh", "-c", "mount -t bpf bpf /sys/fs/bpf"):
+        return "needs the BPF file system, which this machine does not let root mount"
+    if not _succeeds("unshare", "--net", "true"):
+        return "needs network namespaces, which this machine does not let root make"
+    return ""
 
 
 def _succeeds(*command: str) -> bool:
