@@ -12,6 +12,7 @@ from bpf import abi
 from reconciler import encode, ids, table
 from reconciler.dataplane import State, Where
 from reconciler.encode import FrontendKey
+from reconciler.entangle import Replaced, entangled
 from reconciler.ids import NoRoom
 from reconciler.model import Address, Backend, Config, Forward, Node, Pool, Port
 from reconciler.parts import (
@@ -71,7 +72,13 @@ def compile_config(
     config: Config, node: Node, actual: State, around: Surroundings, room: Mapping[str, int]
 ) -> Desired:
     """What the maps should say. NoRoom when they cannot hold it."""
-    return _Compiler(config, node, actual, around, room).desired()
+    replaced = Replaced()
+    while True:
+        desired = _Compiler(config, node, actual, around, room, replaced).desired()
+        more = entangled(desired.state, actual)
+        if more == Replaced() or more | replaced == replaced:
+            return desired
+        replaced |= more
 
 
 BackendName = tuple[int, bytes, int]  # hashed name, address, port: another address, another id
@@ -88,6 +95,7 @@ class _Compiler:
         actual: State,
         around: Surroundings,
         room: Mapping[str, int],
+        replaced: Replaced,
     ) -> None:
         self._config, self._node, self._around = config, node, around
         self._actual, self._room = actual, room
@@ -96,10 +104,18 @@ class _Compiler:
         self._pool_keys = list(dict.fromkeys(key for part in self._parts for key in part.pools))
         self._pool_names = sorted({key.pool for key in self._pool_keys})
         self._service_ids = self._ids(
-            "services", Where.SERVICES, map(part_hash, self._parts), _by_name(actual.services)
+            "services",
+            Where.SERVICES,
+            map(part_hash, self._parts),
+            _by_name(actual.services),
+            replaced.services,
         )
         self._pool_ids = self._ids(
-            "pools", Where.POOLS, map(self._pool_hash, self._pool_keys), _by_name(actual.pools)
+            "pools",
+            Where.POOLS,
+            map(self._pool_hash, self._pool_keys),
+            _by_name(actual.pools),
+            replaced.pools,
         )
         self._frontend_ids = self._ids(
             "frontends", Where.FRONTENDS, self._frontend_names(), _known_frontends(actual)
@@ -150,9 +166,10 @@ class _Compiler:
         where: Where,
         wanted: Iterable[ids.Name],
         known: Mapping[ids.Name, int],
+        replaced: frozenset[int] = frozenset(),
     ) -> dict[ids.Name, int]:
         free = self._actual.free.get(where, {})
-        return ids.assign(what, wanted, known, free, self._room[what])
+        return ids.assign(what, wanted, known, free, self._room[what], replaced)
 
     def _pool_hash(self, key: PoolKey) -> int:
         return pool_hash(key, self._node.table_size)

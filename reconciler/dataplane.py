@@ -21,8 +21,8 @@ class Where(StrEnum):
 
     SETTINGS = "settings"
     BACKENDS = "backends"
-    TABLES = "tables"
     SPARES = "spares"
+    TABLES = "tables"
     POOLS = "pools"
     SERVICES = "services"
     FRONTENDS = "frontends"

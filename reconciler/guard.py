@@ -51,7 +51,7 @@ def guard(desired: State, actual: State, limits: Guardrails) -> tuple[State, lis
 
 
 def _services(desired: State, actual: State, limits: Guardrails) -> Finding:
-    gone = actual.services.keys() - _kept(desired.services, actual.services)
+    gone = _gone(desired.services, actual.services)
     emptied = bool(actual.services) and not desired.services and not limits.allow_empty
     setting = "allow-empty" if emptied else "removed-services"
     limit = 0 if emptied else limits.removed_services
@@ -60,9 +60,7 @@ def _services(desired: State, actual: State, limits: Guardrails) -> Finding:
 
 
 def _backends(desired: State, actual: State, limits: Guardrails) -> Finding:
-    """A backend whose address changes is replaced, not removed: it keeps its name."""
-    names = {entry.name for entry in desired.backends.values()}
-    gone = [entry for entry in actual.backends.values() if entry.name not in names]
+    gone = _gone(desired.backends, actual.backends)
     limit = limits.removed_backends
     refused = _too_many(len(gone), len(actual.backends), limit)
     return Finding("backends", len(gone), len(actual.backends), limit, refused, "removed-backends")
@@ -72,13 +70,15 @@ def _too_many(gone: int, present: int, limit: int) -> bool:
     return gone > 1 and gone * 100 > limit * present
 
 
-def _kept(desired: Mapping[int, Any], actual: Mapping[int, Any]) -> set[int]:
-    return {at for at in actual if at in desired and desired[at].id == actual[at].id}
+def _gone(desired: Mapping[int, Any], actual: Mapping[int, Any]) -> set[int]:
+    """By name: what merely gets another id is replaced, not removed."""
+    names = {entry.name for entry in desired.values()}
+    return {at for at, entry in actual.items() if entry.name not in names}
 
 
 def _with_services(desired: State, actual: State) -> State:
     """The services that would go stay, with all that they reach."""
-    gone = actual.services.keys() - _kept(desired.services, actual.services)
+    gone = _gone(desired.services, actual.services)
     numbers = {actual.services[at].id for at in gone}
     frontends = _taken(actual.frontends, lambda entry: entry.service in numbers)
     pools = {
@@ -91,16 +91,20 @@ def _with_services(desired: State, actual: State) -> State:
 
 def _with_backends(desired: State, actual: State) -> State:
     """Pools that would lose backends stay as they are, and so do these."""
-    names = {entry.name for entry in desired.backends.values()}
-    gone = {entry.id for entry in actual.backends.values() if entry.name not in names}
+    gone = _gone(desired.backends, actual.backends)
+    numbers = {actual.backends[at].id for at in gone}
     pools = {
         at
         for at, slots in actual.tables.items()
-        if at in actual.pools and not gone.isdisjoint(slots)
+        if at in desired.pools and not numbers.isdisjoint(slots)
     }
-    kept = _joined(desired, actual, {}, {}, pools & desired.pools.keys())
-    lost = _taken(actual.backends, lambda entry: entry.id in gone)
-    return _replaced(kept, backends={**kept.backends, **_absent(lost, kept.backends)})
+    held = {ids.index(number) for at in pools for number in set(actual.tables[at])} | gone
+    return _replaced(
+        desired,
+        tables={**desired.tables, **_picked(actual.tables, pools)},
+        spares={**desired.spares, **_picked(actual.spares, pools)},
+        backends={**_picked(actual.backends, held), **desired.backends},
+    )
 
 
 def _joined(
@@ -119,9 +123,9 @@ def _joined(
         desired,
         services={**desired.services, **services},
         frontends={**desired.frontends, **_absent(frontends, desired.frontends)},
-        pools={**desired.pools, **_picked(actual.pools, pools)},
-        tables={**desired.tables, **_picked(actual.tables, pools)},
-        spares={**desired.spares, **_picked(actual.spares, pools)},
+        pools={**_picked(actual.pools, pools), **desired.pools},
+        tables={**_picked(actual.tables, pools), **desired.tables},
+        spares={**_picked(actual.spares, pools), **desired.spares},
         backends={**desired.backends, **_absent(backends, desired.backends)},
         frontends4=_keys(desired.frontends4, actual.frontends4, numbers),
         frontends6=_keys(desired.frontends6, actual.frontends6, numbers),

@@ -6,7 +6,7 @@ nothing any more. Nobody has to prove that there are none.
 """
 
 import hashlib
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 from bpf.abi import IdLayout
@@ -53,11 +53,13 @@ def assign(
     known: Mapping[Name, int],
     free: Mapping[int, int],
     room: int,
+    replaced: Collection[object] = frozenset(),
 ) -> dict[Name, int]:
     """An id for each name: the one that it has, else an index that no one has now.
 
     `known` are all ids in the maps, wanted or not; `free` the incarnations that
-    freed indexes had last. Index 0 is never given away.
+    freed indexes had last. Index 0 is never given away. `replaced` names
+    get another id than the one that they have.
     """
     names = list(dict.fromkeys(wanted))
     if len(names) > room - 1:
@@ -65,7 +67,8 @@ def assign(
     unused = _unused({index(number) for number in known.values()}, free, room)
     ids: dict[Name, int] = {}
     for name in names:
-        number = known.get(name) or next(unused, 0)
+        number = known.get(name, 0) if name not in replaced else 0
+        number = number or next(unused, 0)
         if not number:
             # Replacements need their own index until what they replace is gone.
             raise NoRoom(what, len(names) + len(known.keys() - set(names)), room - 1)

@@ -11,43 +11,79 @@ from typing import Any
 
 from bpf import abi
 from reconciler.dataplane import Op, Put, Remove, State, Where
-from reconciler.encode import reply
+from reconciler.encode import FrontendKey, reply
 
 ORDER = tuple(Where)
 # Written twice when they shrink: between the first write and the last, both the
 # old and the new frontends and backends must be found through them.
 _WIDENED = (Where.PREFILTER, Where.REPLIES4, Where.REPLIES6)
+_TAKES_AWAY = abi.BackendFlag.FORCED_DOWN
 
 
 def plan(desired: State, actual: State) -> list[Op]:
     """The operations that turn `actual` into `desired`; none if they agree."""
     grow = [op for where in ORDER for op in _puts(where, desired[where], actual[where])]
+    switch = list(_switches(desired.frontends, actual.frontends))
+    emptied = list(_emptied(desired, actual))
     shrink = [op for where in reversed(ORDER) for op in _removals(where, desired, actual)]
-    return [*grow, *shrink]
+    return [*emptied, *grow, *switch, *(op for op in shrink if op not in emptied)]
 
 
 def _puts(where: Where, desired: Mapping[Any, Any], actual: Mapping[Any, Any]) -> Iterator[Op]:
     for key in _ordered(desired):
-        wanted, present = desired[key], actual.get(key)
-        value = _widened(where, wanted, present) if where in _WIDENED else wanted
+        present = actual.get(key)
+        value = _first(where, desired[key], present)
         if value != present:
             yield Put(where, key, value)
 
 
+def _emptied(desired: State, actual: State) -> Iterator[Op]:
+    """Tables of pools that stay but have no one left: who is new must not meet the old ones."""
+    for key in _ordered(actual.tables):
+        if key not in desired.tables and key in desired.pools:
+            yield Remove(Where.TABLES, key)
+
+
+def _switches(
+    desired: Mapping[int, abi.Frontend], actual: Mapping[int, abi.Frontend]
+) -> Iterator[Op]:
+    """Frontends that go over to another service, once everything that is new is in place."""
+    for key in _ordered(desired):
+        if key in actual and actual[key] != desired[key]:
+            yield Put(Where.FRONTENDS, key, desired[key])
+
+
 def _removals(where: Where, desired: State, actual: State) -> Iterator[Op]:
-    for key in _ordered(actual[where]):
-        if key not in desired[where]:
+    for key in reversed(_ordered(actual[where])):
+        wanted, present = desired[where].get(key), actual[where][key]
+        if wanted is None:
             yield Remove(where, key)
-        elif where in _WIDENED:
-            wanted, present = desired[where][key], actual[where][key]
-            if _widened(where, wanted, present) != wanted:
-                yield Put(where, key, wanted)
+        elif where is not Where.FRONTENDS and _first(where, wanted, present) != wanted:
+            yield Put(where, key, wanted)
+
+
+def _first(where: Where, wanted: Any, present: Any) -> Any:  # noqa: ANN401 -- an entry of any map
+    """What is written first: `wanted`, unless that would take something away too soon."""
+    if present is None:
+        return wanted
+    if where is Where.FRONTENDS:
+        return present
+    if where in _WIDENED:
+        return _widened(where, wanted, present)
+    if where is Where.BACKENDS and _less_usable(wanted, present):
+        return present
+    return wanted
+
+
+def _less_usable(wanted: abi.Backend, present: abi.Backend) -> bool:
+    """Whoever takes over for this backend must be there before it stops being chosen."""
+    stops = wanted.flags & ~present.flags & _TAKES_AWAY
+    loses = present.flags & ~wanted.flags & abi.BackendFlag.ASSUME_UP
+    return wanted.id == present.id and bool(stops or loses)
 
 
 def _widened(where: Where, wanted: Any, present: Any) -> Any:  # noqa: ANN401 -- kinds or replies
     """What serves both the old state and the new one."""
-    if present is None:
-        return wanted
     if where is Where.PREFILTER:
         return wanted | present
     together = _candidates(wanted) | _candidates(present)
@@ -64,5 +100,13 @@ def _candidates(entry: abi.Reply) -> set[tuple[int, int]]:
 
 
 def _ordered(entries: Mapping[Any, Any]) -> list[Any]:
-    """The same order every time, so that two plans of the same change are equal."""
-    return sorted(entries, key=lambda key: key if isinstance(key, int) else bytes(key))
+    """The same order every time, so that two plans of the same change are equal.
+
+    Exact ports come before any port, and go after it: a packet for a port that gets
+    or loses a frontend of its own must not fall through to another between two writes.
+    """
+    return sorted(entries, key=lambda key: key if isinstance(key, int) else _place(key))
+
+
+def _place(key: FrontendKey) -> tuple[bool, bytes]:
+    return (key.port == 0, bytes(key))

@@ -1,0 +1,115 @@
+"""Which pools and services must be replaced rather than changed in place. Pure.
+
+A service switches to what it is to be in one write, and so does a frontend. But
+a packet that is about to leave a pool or a service must not meet that pool's or
+service's new content on its way out: nobody asked for that. Then the new content
+gets a new id, and whoever leaves goes on seeing the old one until it is gone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bpf import abi
+from reconciler import ids
+from reconciler.dataplane import State
+from reconciler.encode import FrontendKey
+
+Reach = frozenset[tuple[int, int]]  # (pool id, forward)
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """Hashed names whose id must not be taken over."""
+
+    pools: frozenset[int] = frozenset()
+    services: frozenset[int] = frozenset()
+
+    def __or__(self, other: "Replaced") -> "Replaced":
+        return Replaced(self.pools | other.pools, self.services | other.services)
+
+
+def entangled(desired: State, actual: State) -> Replaced:
+    """What changes while some packets are still on their way out of it."""
+    changed_pools = _changed_pools(desired, actual)
+    changed_services = _changed_services(desired, actual)
+    if not changed_pools and not changed_services:
+        return Replaced()
+    pools: set[int] = set()
+    services: set[int] = set()
+    for packet in _packets(actual):
+        before, after = _service(actual, packet), _service(desired, packet)
+        if before is None:
+            continue
+        left = _reach(before) - _reach(after)
+        pools |= {number for number, _ in left} & changed_pools
+        if after is None or after.id != before.id:
+            services |= {before.id} & changed_services
+    return Replaced(_names(actual.pools, pools), _names(actual.services, services))
+
+
+def _changed_pools(desired: State, actual: State) -> set[int]:
+    """Pools that both have, with new backends in the table, or none left."""
+    return {
+        pool.id
+        for at, pool in actual.pools.items()
+        if at in desired.pools
+        and desired.pools[at].id == pool.id
+        and desired.tables.get(at) != actual.tables.get(at)
+        and (at not in desired.tables or set(desired.tables[at]) - set(actual.tables.get(at, ())))
+    }
+
+
+def _changed_services(desired: State, actual: State) -> set[int]:
+    return {
+        entry.id
+        for at, entry in actual.services.items()
+        if at in desired.services
+        and desired.services[at].id == entry.id
+        and _essence(desired.services[at]) != _essence(entry)
+    }
+
+
+def _essence(entry: abi.Service) -> tuple[Any, ...]:
+    """Where the service sends packets, and how."""
+    return (entry.forward, entry.flags & abi.ServiceFlag.FAIL_CLOSED, *entry.pools)
+
+
+def _packets(state: State) -> list[FrontendKey]:
+    """One packet for each way in which the state tells packets apart."""
+    return [*state.frontends4, *state.frontends6]
+
+
+def _service(state: State, packet: FrontendKey) -> abi.Service | None:
+    """Whose packet it is, as the program finds it."""
+    frontend = _frontend(state, packet) or _frontend(state, _any_port(packet))
+    if frontend is None:
+        return None
+    service = state.services.get(ids.index(frontend.service))
+    return service if service is not None and service.id == frontend.service else None
+
+
+def _frontend(state: State, key: FrontendKey) -> abi.Frontend | None:
+    keys: Mapping[Any, int] = (
+        state.frontends4 if isinstance(key, abi.Frontend4Key) else state.frontends6
+    )
+    number = keys.get(key, 0)
+    entry = state.frontends.get(ids.index(number))
+    return entry if entry is not None and entry.id == number else None
+
+
+def _any_port(key: FrontendKey) -> FrontendKey:
+    if isinstance(key, abi.Frontend4Key):
+        return abi.Frontend4Key(addr=key.addr, proto=key.proto)
+    return abi.Frontend6Key(addr=tuple(key.addr), proto=key.proto)
+
+
+def _reach(service: abi.Service | None) -> Reach:
+    if service is None:
+        return frozenset()
+    pools = service.pools[: service.pool_count]
+    return frozenset((number, service.forward) for number in pools)
+
+
+def _names(entries: Mapping[int, Any], numbers: set[int]) -> frozenset[int]:
+    return frozenset(entry.name for entry in entries.values() if entry.id in numbers)
