@@ -25,7 +25,6 @@ else:  # not subscriptable before Python 3.12
     Slots = array
 
 FREE = 0xFFFFFFFF
-SLACK = 200  # a backend may take this fraction more than its share, and one slot
 
 
 class Fill(Enum):
@@ -73,16 +72,24 @@ def compiled() -> ctypes.CDLL | None:
 
 def members(names: Sequence[str], weights: Sequence[int], size: int, fill: Fill) -> list[Member]:
     """Where each backend tries first, how it goes on, and how much it may take."""
-    total = sum(weights)
+    rooms = dues(weights, size) if fill is Fill.CONSISTENT else [size] * len(names)
     made = []
-    for name, weight in zip(names, weights, strict=True):
+    for name, weight, room in zip(names, weights, rooms, strict=True):
         digest = hashlib.blake2b(name.encode(), digest_size=16, person=b"evenkeel slots").digest()
-        share = size * weight // total
-        room = share + share // SLACK + 1 if fill is Fill.CONSISTENT else size
         at = int.from_bytes(digest[:8], "little") % size
         skip = int.from_bytes(digest[8:], "little") % (size - 1) + 1
         made.append(Member(at, skip, weight, room))
     return made
+
+
+def dues(weights: Sequence[int], size: int) -> list[int]:
+    """Whole slots by weight: what rounding leaves goes to the largest remainders."""
+    total = sum(weights)
+    shares = [size * weight // total for weight in weights]
+    remainders = [(-(size * weight % total), i) for i, weight in enumerate(weights)]
+    for _, i in sorted(remainders)[: size - sum(shares)]:
+        shares[i] += 1
+    return shares
 
 
 @functools.lru_cache(maxsize=4096)
