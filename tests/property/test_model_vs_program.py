@@ -1,7 +1,8 @@
 """Law: whatever the configuration and whatever comes in, the program does what the model does.
 
 Same verdict, same action, same bytes, and after a conversation the same memory. Each example is one
-configuration and a sequence of packets, ageing and reloads. `PROFILE=deep` runs many more.
+configuration and a sequence of packets, ageing, evictions, reloads and sweeps; the themes say what
+they are about. `PROFILE=deep` runs many more, and other ones each time.
 """
 
 import os
@@ -15,7 +16,7 @@ from tests.support.bed import Bed
 from tests.support.bed import bed as make_bed
 from tests.support.comparison import Conversation
 from tests.support.steps import Step
-from tests.support.strategies import conversations, worlds
+from tests.support.themes import THEMES
 from tests.support.world import World
 
 DEEP = os.environ.get("PROFILE") == "deep"
@@ -32,16 +33,22 @@ def bed() -> Iterator[Bed]:
         pytest.skip(str(error))
 
 
-@settings(
-    max_examples=20000 if DEEP else 400,
-    derandomize=not DEEP,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
-@given(world=worlds(), steps=conversations())
-def test_the_program_does_what_the_model_does(bed: Bed, world: World, steps: list[Step]) -> None:
-    conversation = Conversation(bed, world)
-    for step in steps:
-        conversation.take(step)
-    conversation.compare_memory()
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_program_does_what_the_model_does(bed: Bed, theme: str) -> None:
+    about = THEMES[theme]
+
+    @settings(
+        max_examples=5000 if DEEP else 110,
+        derandomize=not DEEP,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(world=about.worlds, steps=about.steps)
+    def agree(world: World, steps: list[Step]) -> None:
+        conversation = Conversation(bed, world)
+        for step in steps:
+            conversation.take(step)
+        conversation.compare_memory()
+
+    agree()

@@ -251,8 +251,9 @@ class Conversation:
     def compare_memory(self) -> None:
         """What the program remembers is what one of the models does."""
         found = remembered(self.bed, self.world)
-        complaints = [differences(found, memory_of(model, self.world)) for model in self.models]
-        assert not all(complaints), "\n".join(min(complaints, key=lambda said: len(said)))
+        each = (differences(found, memory_of(model, self.world)) for model in self.models)
+        closest = min(each, key=len)
+        assert not closest, "\n".join(closest)
         self._check_hops()
 
     def _check_hops(self) -> None:

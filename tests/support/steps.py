@@ -6,6 +6,7 @@ went out"), so that a sequence shrinks well. Nothing here draws, and nothing her
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,11 +81,38 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Mangled:
-    """Another step's frame with bytes changed, or cut short."""
+    """Another step's frame with headers that lie, bytes that are changed, or cut short."""
 
     step: Step
-    changes: tuple[tuple[int, int], ...]
-    keep: int | None
+    lies: tuple[tuple[str, int], ...] = ()  # which field, and by how much
+    changes: tuple[tuple[int, int], ...] = ()  # where, and the new value
+    keep: int | None = None
+
+
+# Fields worth lying in: the header that they are in, offset, size, and what one is worth.
+LIES = {
+    "version and header length": ("ip", 0, 1, 1),
+    "version": ("ip", 0, 1, 16),
+    "IPv4 length": ("ip", 2, 2, 1),
+    "IPv4 fragment": ("ip", 6, 2, 1),
+    "IPv4 flags": ("ip", 6, 2, 0x2000),
+    "IPv4 protocol": ("ip", 9, 1, 1),
+    "IPv6 length": ("ip", 4, 2, 1),
+    "IPv6 next header": ("ip", 6, 1, 1),
+    "extension header length": ("ip", 41, 1, 1),
+    "fragment header": ("ip", 42, 2, 1),
+    "TCP data offset": ("l4", 12, 1, 16),
+    "TCP flags": ("l4", 13, 1, 1),
+    "UDP length": ("l4", 4, 2, 1),
+    "checksum of UDP": ("l4", 6, 2, 1),
+    "ICMP type": ("l4", 0, 1, 1),
+    "quoted version and header length": ("l4", 8, 1, 1),
+    "quoted IPv4 protocol": ("l4", 17, 1, 1),
+    "quoted IPv4 fragment": ("l4", 14, 2, 1),
+    "quoted IPv6 next header": ("l4", 14, 1, 1),
+    "quoted source": ("l4", 21, 1, 1),
+    "source": ("ip", 15, 1, 1),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +269,7 @@ def _ip(source: str, target: str, segment: frames.Segment, shape: Shape) -> byte
         ttl=shape.ttl,
         tos=shape.tos,
         df=shape.df,
-        options=b"\x01" * shape.options,
+        options=b"\x01" * min(shape.options, 40),
     )
 
 
@@ -250,6 +278,8 @@ def _extensions(size: int) -> tuple[frames.Extension, ...]:
         0: (),
         8: (frames.hop_by_hop(),),
         16: (frames.destination_options(16), frames.fragment()),
+        48: (frames.hop_by_hop(), *(frames.routing(),) * 5),
+        56: (frames.hop_by_hop(), *(frames.destination_options(),) * 6),
     }
     return choices[size]
 
@@ -264,7 +294,21 @@ def ping_frame(world: World, step: Ping) -> bytes:
 
 def mangled_frame(frame: bytes, step: Mangled) -> bytes:
     data = bytearray(frame)
+    for field, by in step.lies:
+        _lie(data, field, by)
     for at, value in step.changes:
         if at < len(data):
             data[at] = value
     return bytes(data[: step.keep]) if step.keep else bytes(data)
+
+
+def _lie(data: bytearray, name: str, by: int) -> None:
+    header, offset, size, unit = LIES[name]
+    try:
+        found = frames.headers(bytes(data))
+    except (IndexError, struct.error):
+        return
+    at = offset + (found.ip_at if header == "ip" else found.l4_at)
+    if at + size <= len(data):
+        value = int.from_bytes(data[at : at + size], "big") + by * unit
+        data[at : at + size] = (value % (1 << 8 * size)).to_bytes(size, "big")
