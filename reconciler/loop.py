@@ -17,7 +17,7 @@ from pathlib import Path
 from bpf.kernel import Instance, KernelError, Mode
 from bpf.pins import Pins
 from reconciler import config as configuration
-from reconciler import status
+from reconciler import published
 from reconciler.compile import Surroundings
 from reconciler.ids import NoRoom
 from reconciler.look import Live, View, look
@@ -156,10 +156,10 @@ class Reconciler:
     def _apply(self, view: View, revision: Revision) -> None:
         meta = self.instance.maps.meta
         before = meta.get(0)
-        after = status.next_meta(before, revision.digest, revision.commit, int(time.time()))
+        after = published.next_meta(before, revision.digest, revision.commit, int(time.time()))
         if not view.ops and before is not None and before.generation == after.generation:
             return
-        meta.put(0, status.applying(after))
+        meta.put(0, published.applying(after))
         self.dataplane.apply(view.ops)
         if plan(view.held, self.dataplane.read()):
             raise NotConverged(
@@ -182,12 +182,12 @@ class Reconciler:
             log.info("detached from %s", interface)
 
     def _tell(self, view: View, accepted: Accepted) -> None:
-        document = status.targets(
+        document = published.targets(
             accepted.config, view.desired, self.instance.name, health_map(self.instance.name)
         )
-        status.publish_json(self._place.run_dir / "targets.json", document)
+        published.publish_json(self._place.run_dir / "targets.json", document)
         if not view.refused:
-            status.publish(self._place.applied, accepted.revision.text)
+            published.publish(self._place.applied, accepted.revision.text)
 
 
 def health_map(instance: str) -> Path:
