@@ -151,6 +151,18 @@ def test_round_robin_takes_slot_after_slot_from_the_first(bed: Bed, net: Net) ->
 
 
 @both
+def test_the_cursor_counts_packets_that_consult_it_whatever_becomes_of_them(
+    bed: Bed, net: Net
+) -> None:
+    bed.load(one(net, Forward.NAT, pools=(numbered(net, 8),), balance=Balance.ROUND_ROBIN))
+    bed.expect(net.frame(tcp(41000, 80, "S")), Verdict.FORWARDED)
+    bed.expect(net.frame(tcp(41001, 80, "S"), ttl=1), Verdict.TTL_EXPIRED)
+    bed.expect(net.frame(tcp(41002, 80)), Verdict.FORWARDED)  # takes the hash slot
+    bed.expect(net.frame(tcp(41000, 80, "S")), Verdict.FORWARDED)  # is half-open already
+    assert bed.expect(net.frame(tcp(41003, 80, "S")), Verdict.FORWARDED).backend == "b3"
+
+
+@both
 def test_round_robin_has_a_cursor_for_each_service(bed: Bed, net: Net) -> None:
     made = pool(net, 4, size=4, step=1, slots=("b1", "b2", "b3", "b4"))
     bed.load(
@@ -224,6 +236,18 @@ def test_least_connections_prefers_fewer_live_flows_for_its_weight(
             bed.maps.live.put(world.index(name), count)
         got[bed.expect(frame, Verdict.FORWARDED).backend] += 1
     assert 115 < got[winner] < 185, got  # 150, 5 standard deviations
+
+
+@both
+def test_least_connections_takes_what_one_of_its_walks_finds(bed: Bed, net: Net) -> None:
+    backends = (backend(net, 1), backend(net, 2, health=Health.DOWN))
+    slots = ("b1",) + ("b2",) * 60
+    made = pool(net, backends=backends, slots=slots, no_spares=True)
+    flags = ServiceFlag.FAIL_CLOSED
+    bed.load(one(net, Forward.DSR, pools=(made,), balance=Balance.LEAST_CONNECTIONS, flags=flags))
+    got = Counter(bed.send(frame).verdict for frame in syns(net, 300))
+    assert set(got) == {Verdict.FORWARDED, Verdict.NO_BACKEND}
+    assert 40 < got[Verdict.FORWARDED] < 130, got  # of 61 slots 9 find b1: 27 % of the pairs
 
 
 @both

@@ -65,6 +65,24 @@ def test_what_was_derived_serves_the_clients_next_packet(bed: Bed, net: Net) -> 
     assert bed.expect(net.frame(tcp(41000, 80)), Verdict.FORWARDED).backend == "b1"
 
 
+@pytest.mark.parametrize("flags", ["S", "A"], ids=["half-open", "known"])
+@both
+def test_a_client_whose_flow_is_known_is_not_learnt_again(bed: Bed, net: Net, flags: str) -> None:
+    """Only the return entry is gone: the client's next packet brings it back."""
+    bed.load(one(net))
+    bed.expect(net.frame(tcp(41000, 80, flags)), Verdict.FORWARDED)
+    for name in ("returns", "opening"):
+        entries = getattr(bed.maps, f"{name}{net.version}")
+        entries.delete_many([k for k, _ in entries.items() if name == "returns" or k.side])
+    before = bed.flows(net.version), bed.opening(net.version)
+    bed.expect(
+        reply(net, tcp(8080, 41000)), Verdict.RETURNED, answer(net, tcp(80, 41000)), at=BACKENDS
+    )
+    assert before == (bed.flows(net.version), bed.opening(net.version))
+    assert bed.returns(net.version) == {}
+    assert bed.counted("www").flows == bed.live("web/b1") == 1
+
+
 @both
 def test_only_the_backend_that_the_table_names_is_believed(bed: Bed, net: Net) -> None:
     bed.load(one(net, count=2, flags=ServiceFlag.FLOWS_OFF))

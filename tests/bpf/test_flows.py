@@ -167,6 +167,13 @@ def test_a_flow_is_forgotten_after_its_services_idle_time(
 
 
 @both
+def test_a_flow_seen_by_a_cpu_that_is_a_tick_ahead_is_young(bed: Bed, net: Net) -> None:
+    learnt(bed, net, ACK, tcp_idle=50)
+    bed.age(-2)
+    assert goes_to(bed, net, ACK) == "b1"
+
+
+@both
 def test_a_packet_makes_its_flow_young_again(bed: Bed, net: Net) -> None:
     learnt(bed, net, ACK, tcp_idle=50)
     for _ in range(3):

@@ -81,6 +81,18 @@ def test_pieces_of_a_reply_find_the_client(
     )
 
 
+@PIECES
+@EVERY
+@both
+def test_fullnat_takes_none(
+    bed: Bed, net: Net, body: Callable[[int, int], Segment], start: int, size: int
+) -> None:
+    """A later piece could not carry the source port."""
+    bed.load(one(net, Forward.FULLNAT, frontends=any_port(net)))
+    bed.expect(eth(cut(net.packet(body(41000, 1234)), start, size)), Verdict.FRAGMENT)
+    assert bed.remembered(net.version) == (0, 0, 0)
+
+
 @EVERY
 @both
 def test_all_pieces_go_to_one_backend_and_are_one_flow(

@@ -193,6 +193,9 @@ NOT_OURS = {
         net.far, net.vip, error(net, ip(net.vip2, net.client, tcp(80, 41000)))
     ),
     "a ping": lambda net: ip(net.far, net.vip, error(net, quoting(net, ping(net.version)))),
+    "a fragment, whose port nobody knows": lambda net: ip(
+        net.far, net.vip, error(net, cut(quoting(net, tcp(80, 41000, "A", bytes(64))), 0, 48))
+    ),
     "another address": lambda net: ip(
         net.far, net.foreign, error(net, ip(net.foreign, net.client, tcp(80, 41000)))
     ),
@@ -322,6 +325,19 @@ def test_the_way_of_an_error_to_the_client(
     outcome = bed.expect(frame, verdict, at=BACKENDS)
     if client == "far":
         assert outcome.frame[:6].hex(":") == ROUTER_MAC
+
+
+@both
+def test_an_error_teaches_nothing(bed: Bed, net: Net) -> None:
+    """Neither that the flow lives, nor a next hop."""
+    bed.load(one(net))
+    bed.expect(net.frame(udp(41000, 53)), Verdict.FORWARDED)
+    bed.age(5)
+    before = bed.flows(net.version), bed.returns(net.version)
+    quoted = ip(net.client, net.backends[0], udp(41000, 8080), ttl=63)
+    frame = from_backend(ip(net.backends[0], net.client, error(net, quoted)))
+    bed.expect(frame, Verdict.ICMP_RETURNED, at=BACKENDS)
+    assert before == (bed.flows(net.version), bed.returns(net.version))
 
 
 @both

@@ -10,7 +10,6 @@ from bpf.abi import FlowState, Forward, ServiceFlag, SettingFlag, Verdict
 from tests.support.bed import BACKENDS, CLIENTS, ROUTER_MAC, Action, Bed, reconfigured
 from tests.support.frames import TCP, UDP, Segment, eth, ip, ipv4, ipv6, tcp, udp
 from tests.support.scenes import (
-    V4,
     Net,
     backend,
     both,
@@ -73,17 +72,19 @@ def test_there_and_back(
     )
 
 
-def test_a_udp_checksum_of_0_stays_0_both_ways(bed: Bed) -> None:
-    bed.load(one(V4))
+@both
+def test_a_udp_checksum_of_0_stays_0_both_ways(bed: Bed, net: Net) -> None:
+    """Over IPv6 too: tunnels may do without one (RFC 6935), and only they do."""
+    bed.load(one(net))
     bed.expect(
-        V4.frame(udp(41000, 53, checksum=0)),
+        net.frame(udp(41000, 53, checksum=0)),
         Verdict.FORWARDED,
-        to_backend(ip(V4.client, V4.backends[0], udp(41000, 8080, checksum=0), ttl=63)),
+        to_backend(ip(net.client, net.backends[0], udp(41000, 8080, checksum=0), ttl=63)),
     )
     bed.expect(
-        reply(V4, udp(8080, 41000, checksum=0)),
+        reply(net, udp(8080, 41000, checksum=0)),
         Verdict.RETURNED,
-        answer(V4, udp(53, 41000, checksum=0)),
+        answer(net, udp(53, 41000, checksum=0)),
         at=BACKENDS,
     )
 
@@ -203,6 +204,19 @@ def test_a_reply_at_the_end_of_its_life_is_dropped(bed: Bed, net: Net, ttl: int)
         answer(net, udp(53, 41000), ttl=1),
         at=BACKENDS,
     )
+
+
+@both
+def test_a_reply_that_is_dropped_teaches_nothing(bed: Bed, net: Net) -> None:
+    flow_of(bed, net, net.client)
+    bed.age(5)
+    before = bed.flows(net.version), bed.returns(net.version)
+    bed.expect(reply(net, udp(8080, 41000), ttl=1), Verdict.TTL_EXPIRED, at=BACKENDS)
+    assert before == (bed.flows(net.version), bed.returns(net.version))
+    bed.expect(reply(net, udp(8080, 41000)), Verdict.RETURNED, at=BACKENDS)
+    seen = {f.seen for f in bed.flows(net.version).values()}
+    assert seen == {entry.flow.seen for entry in bed.returns(net.version).values()}
+    assert seen != {f.seen for f in before[0].values()}
 
 
 @both

@@ -123,6 +123,17 @@ def test_it_grows_old_like_a_flow(
 
 
 @both
+def test_a_service_without_flows_does_not_look(bed: Bed, net: Net) -> None:
+    opened(bed, net, NAT, Balance.HASH)
+    before = bed.opening(net.version)
+    off = ServiceFlag.FLOWS_OFF
+    bed.configure(one(net, NAT, pools=(two(net, "b2"),), flags=off))
+    for segment in (SYN, ACK, RST):
+        assert goes_to(bed, net, segment) == "b2"
+    assert bed.opening(net.version) == before
+
+
+@both
 def test_each_repetition_makes_it_young_again(bed: Bed, net: Net) -> None:
     opened(bed, net, NAT, Balance.HASH, tcp_idle=50)
     for _ in range(3):

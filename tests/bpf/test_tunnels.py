@@ -136,6 +136,9 @@ HARD = {
     "UDP without checksum, 1400 bytes": lambda ttl: (
         V4, ipv4(V4.client, V4.vip, udp(41000, 53, b"\xf7" * 1400, checksum=0), ttl=ttl), 53, UDP,
     ),
+    "UDP shorter than its segment": lambda ttl: (
+        V4, ipv4(V4.client, V4.vip, udp(41000, 53, b"abcdef", length=11), ttl=ttl), 53, UDP,
+    ),
     "options": lambda ttl: (
         V4, ipv4(V4.client, V4.vip, tcp(41000, 80), options=b"\1\2\3\4" * 10, ttl=ttl), 80, TCP,
     ),
