@@ -5,6 +5,7 @@ import json
 import logging
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,6 +32,8 @@ from reconciler.loop import (
 from reconciler.maps import PinnedMaps
 from reconciler.model import Node
 from reconciler.neigh import Neighbours
+from reconciler.overrides import Unusable, in_force
+from reconciler.overriding import OverrideFile
 from reconciler.parts import node_problems
 from reconciler.problems import Rejected
 from reconciler.source import FileSource, Hint, Poke, SourceError
@@ -152,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Rejected as error:
         print(error, file=sys.stderr)
         return REJECTED
-    except (KernelError, SourceError, NoRoom, NotConverged, OSError) as error:
+    except (KernelError, SourceError, NoRoom, NotConverged, Unusable, OSError) as error:
         print(f"reconciler: {error}", file=sys.stderr)
         return FAILED
     return code
@@ -206,7 +209,8 @@ def dry_run(options: argparse.Namespace, node: Node, place: Place) -> int:
     with Neighbours() as neighbours:
         try:
             with Instance.open(place.instance, read_only=True) as instance:
-                live, meta = _live(instance, accepted, node, neighbours), instance.maps.meta.get(0)
+                live = _live(instance, accepted, node, neighbours, place)
+                meta = instance.maps.meta.get(0)
                 view = look(accepted.config, node, live, allow_removals=options.allow_removals)
         except NotLoaded:
             live, meta = _nothing(accepted, node, neighbours), None
@@ -225,13 +229,16 @@ def _dry_exit(view: View) -> int:
     return PENDING if view.ops else DONE
 
 
-def _live(instance: Instance, accepted: Accepted, node: Node, neighbours: Neighbours) -> Live:
+def _live(
+    instance: Instance, accepted: Accepted, node: Node, neighbours: Neighbours, place: Place
+) -> Live:
     dataplane = PinnedMaps(instance)
     actual = dataplane.read()
     settings = actual.settings.get(0)
     epoch = settings.hop_epoch if settings else 0
     around = surroundings(neighbours, accepted.config, node, epoch, wait=None)
-    return Live(actual, dataplane.health(), around, dataplane.room())
+    forced = in_force(OverrideFile(place.run_dir).read(), time.time())
+    return Live(actual, dataplane.health(), around, dataplane.room(), forced)
 
 
 def _nothing(accepted: Accepted, node: Node, neighbours: Neighbours) -> Live:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bpf import abi
+from reconciler import overrides
 from reconciler.compile import Desired, Surroundings, compile_config
 from reconciler.dataplane import Op, State
 from reconciler.guard import Finding, guard
@@ -25,6 +26,7 @@ class Live:
     health: Mapping[int, abi.Health]
     around: Surroundings
     room: Mapping[str, int]
+    overrides: overrides.Overrides = ()  # in force
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,8 @@ class View:
 
 
 def look(config: Config, node: Node, live: Live, *, allow_removals: bool = False) -> View:
-    desired = compile_config(config, node, live.actual, live.around, live.room)
+    configured = compile_config(config, node, live.actual, live.around, live.room)
+    desired = overrides.applied(configured, live.overrides)
     limits = UNLIMITED if allow_removals else config.guardrails
     held, findings = guard(with_health(desired, live.health), live.actual, limits)
     return View(desired, held, tuple(findings), tuple(plan(held, live.actual)))

@@ -9,7 +9,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from reconciler.look import Live, View, look
 from reconciler.maps import PinnedMaps
 from reconciler.model import Address, Config, Node
 from reconciler.neigh import Neighbours
+from reconciler.overrides import Overrides, Unusable, in_force
+from reconciler.overriding import OverrideFile
 from reconciler.parts import node_problems
 from reconciler.plan import plan
 from reconciler.problems import Mark, Problem, Rejected
@@ -130,11 +132,15 @@ class Reconciler:
         neighbours: Neighbours,
         *,
         allow_removals: bool = False,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.instance = instance
         self.dataplane = PinnedMaps(instance)
         self._node, self._place, self._neighbours = node, place, neighbours
         self._allow_removals = allow_removals
+        self._clock = clock
+        self._overrides = OverrideFile(place.run_dir)
+        self._set: Overrides = ()
 
     def reconcile(self, accepted: Accepted, *, wait: float = 0, stale_hops: bool = False) -> View:
         """One pass: look, write what differs, read again, and let others know."""
@@ -146,12 +152,21 @@ class Reconciler:
             self.dataplane.health(),
             surroundings(self._neighbours, accepted.config, self._node, epoch, wait),
             self.dataplane.room(),
+            self.overrides(),
         )
         view = look(accepted.config, self._node, live, allow_removals=self._allow_removals)
         self._apply(view, accepted.revision)
         self._attach()
         self._tell(view, accepted)
         return view
+
+    def overrides(self) -> Overrides:
+        """Those in force now. When their file says nothing sensible, the last that it said."""
+        try:
+            self._set = self._overrides.read()
+        except Unusable as error:
+            log.error("%s", error)  # noqa: TRY400
+        return in_force(self._set, self._clock())
 
     def _apply(self, view: View, revision: Revision) -> None:
         meta = self.instance.maps.meta
@@ -230,7 +245,11 @@ class Daemon:
         """A look, when there is a reason for one."""
         if self._accepted is None:
             return
-        seen = (bytes(self._reconciler.instance.maps.health.view()), neighbours.fingerprint())
+        seen = (
+            bytes(self._reconciler.instance.maps.health.view()),
+            neighbours.fingerprint(),
+            self._reconciler.overrides(),
+        )
         now = time.monotonic()
         if seen == self._seen and now < self._due:
             return
@@ -252,6 +271,6 @@ class Daemon:
         except KernelError as error:
             log.error("sweep: %s", error)  # noqa: TRY400
 
-    def _rerouted(self, seen: tuple[bytes, int]) -> bool:
+    def _rerouted(self, seen: tuple[bytes, int, Overrides]) -> bool:
         """Whether hops towards clients may be stale; after a start nobody knows."""
         return not isinstance(self._seen, tuple) or self._seen[1] != seen[1]
