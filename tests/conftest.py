@@ -1,4 +1,7 @@
-"""Marks each test with its folder's kind, skips with a reason what this machine cannot run, and counts by kind."""
+"""Marks each test with its folder's kind, skips with a reason what this machine cannot run, and counts by kind.
+
+A law that needs the kernel says so itself: `pytestmark = pytest.mark.bpf`.
+"""
 
 import os
 import shutil
@@ -37,8 +40,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if kind is None:
             raise pytest.UsageError(f"{item.path}: tests live in {', '.join(KINDS)}")
         item.add_marker(kind)
-        if kind in ("bpf", "e2e") and (reason := cannot(kind)):
-            item.add_marker(pytest.mark.skip(reason=reason))
+        for privileged in filter(item.get_closest_marker, TOOLS):
+            if reason := cannot(privileged):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @cache
