@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -260,7 +261,7 @@ def test_least_connections_evens_out(bed: Bed, net: Net) -> None:
 # ---- pools ----
 
 
-def two_pools(net: Net, first: Health, second: Health, **fields: object) -> World:
+def two_pools(net: Net, first: Health, second: Health, **fields: Any) -> World:
     """b1 in the first pool, b2 in the second."""
     return one(
         net,

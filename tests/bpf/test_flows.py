@@ -155,7 +155,9 @@ def test_another_tuple_is_another_flow(bed: Bed, net: Net, other: Segment) -> No
 def test_a_flow_is_forgotten_after_its_services_idle_time(
     bed: Bed, net: Net, segment: Segment, ticks: int, kept: bool
 ) -> None:
-    idle = {"tcp_idle": 50, "udp_idle": 5} if segment is ACK else {"tcp_idle": 5, "udp_idle": 50}
+    idle: Any = (
+        {"tcp_idle": 50, "udp_idle": 5} if segment is ACK else {"tcp_idle": 5, "udp_idle": 50}
+    )
 
     def attempt() -> str:
         learnt(bed, net, segment, **idle)

@@ -152,9 +152,8 @@ def test_sixteen_ports_are_tried(bed: Bed, net: Net, blocked: int) -> None:
 
 def occupy(bed: Bed, net: Net, world: World, port: int, **flow: int) -> Any:
     """Another client's return entry at a port."""
-    entries, kind = bed.maps.returns4, abi.Return4
-    if net.version == 6:
-        entries, kind = bed.maps.returns6, abi.Return6
+    entries = getattr(bed.maps, f"returns{net.version}")
+    kind: Any = abi.Return4 if net.version == 4 else abi.Return6
     ids = {"backend": world.id("web/b1"), "frontend": world.id("www/1")}
     key = flow_key(net.backends[0], 8080, net.nat_source, port, UDP)
     owner = flow_key(net.client2, 9, net.vip, 53, UDP)

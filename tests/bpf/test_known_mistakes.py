@@ -149,7 +149,8 @@ def test_every_one_of_65536_echo_checksums_is_right(bed: Bed, net: Net) -> None:
 
 def _pseudo_sum(net: Net) -> int:
     reply = ip(net.vip, net.client, ping(6, b"\0\0"))
-    return sum(struct.unpack("!16H", reply[8:40])) + 10 + 58
+    addresses: tuple[int, ...] = struct.unpack("!16H", reply[8:40])
+    return sum(addresses) + 10 + 58
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -60,7 +61,7 @@ QUERY = udp(5000, 53)
 REPLY4 = ip(V4.vip, V4.client, tcp(80, 41000))
 REPLY6 = ip(V6.vip, V6.client, tcp(80, 41000))
 
-MALFORMED = [
+MALFORMED: list[tuple[Any, ...]] = [
     ("version 5", Verdict.BAD_IP_HEADER, four(SYN, version=5)),
     ("version 6 by IPv4's ethertype", Verdict.BAD_IP_HEADER, four(SYN, version=6)),
     ("header of 4 words", Verdict.BAD_IP_HEADER, four(SYN, ihl=4)),

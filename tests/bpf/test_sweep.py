@@ -92,7 +92,7 @@ def test_how_long_an_entry_is_kept(
 @EITHER
 @both
 def test_an_entry_whose_ids_mean_nothing_goes_at_once(
-    bed: Bed, net: Net, sweep: Sweeper, name: str, stale: dict[str, int]
+    bed: Bed, net: Net, sweep: Sweeper, name: str, stale: dict[str, Any]
 ) -> None:
     bed.load(world(net))
     value = flow(bed, 0, **stale)
