@@ -22,10 +22,11 @@ from tests.support.world import World
 DEEP = os.environ.get("PROFILE") == "deep"
 
 
+pytestmark = pytest.mark.bpf  # needs what the tests of that kind do
+
+
 @pytest.fixture(scope="module")
 def bed() -> Iterator[Bed]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root: sudo make test")
     try:
         with make_bed(f"ek{os.getpid()}model") as made:
             yield made

@@ -125,7 +125,7 @@ def calm_backs() -> st.SearchStrategy[Back]:
 
 def time_and_loss() -> st.SearchStrategy[Step]:
     return st.one_of(
-        st.builds(Age, ticks=st.sampled_from((1, 1, 2, 4, 6, 11, 21))),
+        st.builds(Age, ticks=st.sampled_from((1, -1, 2, 3, 4, 5, 6, 10, 11, 20, 21))),
         st.builds(Age, ticks=st.just(1)),
         st.builds(Evict, store=st.sampled_from(("flows", "returns", "opening"))),
         st.builds(Sweep),

@@ -13,8 +13,6 @@ from tests.support.model.state import Flow, Gate, Memory, Return
 FLOWS, OPENING = "flows", "opening"  # by the client's tuple
 RETURNS, ANSWERING = "returns", "answering"  # by the backend's: `answering` while half open
 
-_TICKS = 0xFFFFFFFF
-
 
 class Stale(Exception):
     """The entry counts as not there: its place for replies is another client's."""
@@ -27,6 +25,11 @@ class Route:
     service: Service
     frontend: Frontend
     backend: Backend
+
+
+def age(flow: Flow, now: int) -> int:
+    """In ticks, signed: another CPU may be ahead."""
+    return ((now - flow.seen + (1 << 31)) & 0xFFFFFFFF) - (1 << 31)
 
 
 def can_do_without(service: Service) -> bool:
@@ -57,7 +60,7 @@ class Flows:
         self._now = now
 
     def _age(self, flow: Flow) -> int:
-        return (self._now - flow.seen) & _TICKS
+        return age(flow, self._now)
 
     # ---- the client's side ----
 

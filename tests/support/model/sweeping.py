@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.support.model.config import Config, Service, index
-from tests.support.model.flows import ANSWERING, FLOWS, OPENING, RETURNS
+from tests.support.model.flows import ANSWERING, FLOWS, OPENING, RETURNS, age
 from tests.support.model.parse import Tuple
 from tests.support.model.state import Flow, Key, Return, State
 
@@ -44,11 +44,7 @@ def _expired(config: Config, key: Key, value: Flow | Return, now: int) -> bool:
     frontend = config.frontend(flow.frontend)
     if frontend is None or config.backend(flow.backend) is None:
         return True
-    age = (now - flow.seen) & 0xFFFFFFFF
-    not_from_the_future = age < 1 << 31
-    return not_from_the_future and age > _limit(
-        config, store, about, flow, config.service_of(frontend)
-    )
+    return age(flow, now) > _limit(config, store, about, flow, config.service_of(frontend))
 
 
 def _limit(config: Config, store: str, about: Tuple, flow: Flow, service: Service) -> int:
