@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bpf import abi
-from reconciler import overrides
 from reconciler.compile import Desired, Surroundings, compile_config
 from reconciler.dataplane import Op, State
 from reconciler.guard import Finding, guard
 from reconciler.model import Config, Guardrails, Node
+from reconciler.overrides import Overrides
+from reconciler.overrides import applied as with_overrides
 from reconciler.plan import plan
 from reconciler.spare import with_health
 
@@ -26,7 +27,7 @@ class Live:
     health: Mapping[int, abi.Health]
     around: Surroundings
     room: Mapping[str, int]
-    overrides: overrides.Overrides = ()  # in force
+    overrides: Overrides = ()  # in force
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class View:
 
 def look(config: Config, node: Node, live: Live, *, allow_removals: bool = False) -> View:
     configured = compile_config(config, node, live.actual, live.around, live.room)
-    desired = overrides.applied(configured, live.overrides)
+    desired = with_overrides(configured, live.overrides)
     limits = UNLIMITED if allow_removals else config.guardrails
     held, findings = guard(with_health(desired, live.health), live.actual, limits)
     return View(desired, held, tuple(findings), tuple(plan(held, live.actual)))
