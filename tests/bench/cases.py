@@ -13,7 +13,7 @@ from itertools import count
 from bpf.abi import Forward, ServiceFlag, Verdict
 from bpf.mapset import Sizes
 from bpf.program import Action
-from tests.bench.wrapper import Order, Packet
+from tests.bench.wrapper import BenchError, Order, Packet
 from tests.support.frames import UDP, eth, ip, tcp, udp
 from tests.support.world import Backend, Pool, Service, Settings, World
 
@@ -278,6 +278,15 @@ ROWS = [
     _foreign("not for a service, IPv6", 6),
     *(balanced.row for balanced in BALANCED),
 ]
+
+
+def named(parts: list[str]) -> list[Row]:
+    """The rows with one of these in their names; all when nothing is asked for."""
+    found = [r for r in ROWS if not parts or any(part in r.name for part in parts)]
+    if not found:
+        known = "\n  ".join(r.name for r in ROWS)
+        raise BenchError(f"no row has {' or '.join(parts)} in its name. There are:\n  {known}")
+    return found
 
 
 def world() -> World:

@@ -66,9 +66,8 @@ def pinned_to_one_cpu() -> Iterator[int]:
 
 
 def chosen(only: list[str]) -> list[Row]:
-    """The rows named (a part of a name does), and those they are compared with."""
-    wanted = [r for r in cases.ROWS if not only or any(part in r.name for part in only)]
-    needed = {r.name for r in wanted} | {r.against for r in wanted} | {r.beside for r in wanted}
+    """The rows named, and those they are compared with."""
+    needed = {name for r in cases.named(only) for name in (r.name, r.against, r.beside)}
     return [r for r in cases.ROWS if r.name in needed]
 
 

@@ -137,8 +137,7 @@ def samples(data: Path) -> list[tuple[int, str]]:
 
 def show(options: argparse.Namespace) -> None:
     """The rows named, else those that have a mark."""
-    rows = [r for r in cases.ROWS if any(part in r.name for part in options.case)]
-    rows = rows or [r for r in cases.ROWS if r.mark]
+    rows = [r for r in cases.named(options.case) if options.case or r.mark]
     with pinned_to_one_cpu():
         for place in Place:
             wanted = [r for r in rows if r.place == place]

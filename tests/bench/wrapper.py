@@ -21,7 +21,8 @@ from bpf import libbpf
 from bpf.program import Action
 
 SOURCE = Path(__file__).with_name("wrapper.bpf.c")
-OBJECT = Path("build/bench/wrapper.bpf.o")
+ROOT = Path(__file__).parents[2]
+OBJECT = ROOT / "build/bench/wrapper.bpf.o"
 WORDS = {4: (0, 6, 14, 18, 26, 34, 38, 46), 6: (0, 6, 14, 22, 30, 38, 46, 54, 58, 66)}
 ROOM = 2048  # for a frame that comes out
 
@@ -68,14 +69,19 @@ class Outcome:
 
 def compile_wrapper(clang: str = "clang") -> Path:
     """The object, built anew when a source is newer than it."""
-    sources = [SOURCE, Path("bpf/abi.h")]
+    sources = [SOURCE, ROOT / "bpf/abi.h"]
     if OBJECT.exists() and all(OBJECT.stat().st_mtime > s.stat().st_mtime for s in sources):
         return OBJECT
     OBJECT.parent.mkdir(parents=True, exist_ok=True)
     machine = os.uname().machine
     flags = ["-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Wno-unused-parameter"]
     command = [clang, *flags, f"-I/usr/include/{machine}-linux-gnu", "-c", str(SOURCE)]
-    subprocess.run([*command, "-o", str(OBJECT)], check=True)
+    try:
+        subprocess.run([*command, "-o", str(OBJECT)], check=True)
+    except FileNotFoundError:
+        raise BenchError(f"no {clang}: sudo make setup, or apt-get install clang") from None
+    except subprocess.CalledProcessError:
+        raise BenchError(f"{SOURCE}: does not compile, see above") from None
     return OBJECT
 
 
