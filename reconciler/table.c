@@ -71,20 +71,52 @@ void fill(u32 *slots, u32 size, struct member *members, u32 count, u32 insist)
 		}
 }
 
-/* Slot after slot to whoever is furthest behind its share: smooth weighted
- * round-robin. `behind` is scratch, one for each member, all zero.
+/* Members try slots at even distances, and the walk past a backend that is down
+ * goes even distances too: it would find one and the same neighbour for most of
+ * them, who would get all the load. So each slot's content goes to the slot of
+ * its inverse modulo the (prime) size, which leaves no even distances.
+ */
+void scatter(u32 *out, const u32 *slots, u32 *inverse, u32 size)
+{
+	inverse[0] = 0;
+	inverse[1] = 1;
+	for (u32 i = 2; i < size; i++)
+		inverse[i] = size - (u64)(size / i) * inverse[size % i] % size;
+	for (u32 i = 0; i < size; i++)
+		out[i] = slots[inverse[i]];
+}
+
+static u32 noise(u32 x)
+{
+	x = (x ^ x >> 16) * 0x7feb352du;
+	x = (x ^ x >> 15) * 0x846ca68bu;
+	return x ^ x >> 16;
+}
+
+/* Slot after slot to whoever is furthest behind its share: weighted round-robin.
+ * Noise below one round varies the order from round to round, for the same
+ * reason as above. `behind` is scratch, one for each member, all zero.
  */
 void deal(u32 *slots, u32 size, const u32 *weights, long long *behind, u32 count)
 {
+	long long total = 0;
+
+	for (u32 i = 0; i < count; i++)
+		total += (long long)weights[i] << 16;
 	for (u32 s = 0; s < size; s++) {
-		long long total = 0;
+		long long most = -(1ll << 62);
 		u32 next = 0;
 
 		for (u32 i = 0; i < count; i++) {
-			behind[i] += weights[i];
-			total += weights[i];
-			if (behind[i] > behind[next])
+			u64 weight = (u64)weights[i] << 16; /* fine enough for noise */
+			long long here;
+
+			behind[i] += weight;
+			here = behind[i] + (long long)(weight * noise(s * count + i) >> 32);
+			if (here > most) {
+				most = here;
 				next = i;
+			}
 		}
 		behind[next] -= total;
 		slots[s] = next;

@@ -112,7 +112,14 @@ def fill(how: Fill, size: int, names: tuple[str, ...], weights: tuple[int, ...])
         *(_Member(0, m.at, m.skip, m.weight, m.room) for m in members(names, weights, size, how))
     )
     library.fill(_view(slots), size, made, len(names), int(how is Fill.MAGLEV))
-    return slots
+    return _scattered(library, slots)
+
+
+def _scattered(library: ctypes.CDLL, slots: Slots) -> Slots:
+    size = len(slots)
+    result, scratch = array("I", bytes(4 * size)), array("I", bytes(4 * size))
+    library.scatter(_view(result), _view(slots), _view(scratch), size)
+    return result
 
 
 def fill_plainly(how: Fill, size: int, names: Sequence[str], weights: Sequence[int]) -> Slots:
@@ -136,7 +143,7 @@ def fill_plainly(how: Fill, size: int, names: Sequence[str], weights: Sequence[i
             member.room -= 1
             if not member.room:
                 most = _heaviest(made)
-    return slots
+    return array("I", (slots[pow(i, -1, size) if i else 0] for i in range(size)))
 
 
 def _heaviest(made: Sequence[Member]) -> int:
@@ -160,14 +167,28 @@ def _try_next(member: Member, size: int) -> int:
 
 
 def _deal(size: int, weights: Sequence[int]) -> Slots:
-    behind = [0] * len(weights)
+    """Whoever is furthest behind its share is next; noise varies the order of equals."""
+    count = len(weights)
+    weights = [weight << 16 for weight in weights]  # fine enough for noise
+    total, behind = sum(weights), [0] * count
     slots = array("I")
-    for _ in range(size):
+    for slot in range(size):
         behind = [b + w for b, w in zip(behind, weights, strict=True)]
-        following = max(range(len(weights)), key=lambda i: (behind[i], -i))
-        behind[following] -= sum(weights)
+        tickets = [
+            b + (w * _noise(slot * count + i) >> 32)
+            for i, (b, w) in enumerate(zip(behind, weights, strict=True))
+        ]
+        following = tickets.index(max(tickets))
+        behind[following] -= total
         slots.append(following)
     return slots
+
+
+def _noise(x: int) -> int:
+    x &= FREE
+    x = (x ^ x >> 16) * 0x7FEB352D & FREE
+    x = (x ^ x >> 15) * 0x846CA68B & FREE
+    return x ^ x >> 16
 
 
 def step(size: int) -> int:

@@ -8,7 +8,10 @@ from reconciler.table import Fill, fill, fill_plainly, walk, walk_plainly
 
 SIZES = st.sampled_from([2, 3, 13, 251, 1021])
 weights = st.dictionaries(
-    st.text("abcdef0123456789", min_size=1, max_size=6), st.integers(1, 65535), min_size=1, max_size=20
+    st.text("abcdef0123456789", min_size=1, max_size=6),
+    st.integers(1, 65535),
+    min_size=1,
+    max_size=20,
 )
 
 

@@ -208,7 +208,11 @@ latency-sample: 64
 def test_everything_that_a_node_can_say() -> None:
     found = node.load(NODE)
     assert found.interfaces == {"wan": "native", "lan": "auto"}
-    assert (found.table_size, found.sizes, found.nat_ports) == (4093, {"flows4": 1024}, (30000, 30999))
+    assert (found.table_size, found.sizes, found.nat_ports) == (
+        4093,
+        {"flows4": 1024},
+        (30000, 30999),
+    )
     assert found.tunnel_source == {4: ip_address("10.1.2.1"), 6: ip_address("2001:db8::1")}
     assert (found.latency_sample, found.gue_port, found.icmp_rate) == (64, 6080, 1000)
 
