@@ -244,32 +244,42 @@ static __always_inline bool is_idle(const struct flow *flow, __u32 now, __u32 pa
 	return ticks > 0 && (__u32)ticks > patience;
 }
 
-/* Does the entry still speak for this packet? Sets the packet's ids if so. */
-static __always_inline bool stands(struct packet *p, const struct flow *flow)
-{
-	struct frontend *frontend = frontend_of(flow->frontend);
-	struct backend *backend = backend_of(flow->backend);
+/* Whom an entry speaks of, all of them there. */
+struct route {
+	struct frontend *frontend;
 	struct service *service;
-	__u32 idle;
+	struct backend *backend;
+};
 
-	if (!frontend || !backend)
+static __always_inline bool find_route(const struct flow *flow, struct route *r)
+{
+	r->frontend = frontend_of(flow->frontend);
+	r->backend = backend_of(flow->backend);
+	if (!r->frontend || !r->backend)
 		return false;
-	service = service_of(frontend->service);
-	if (!service)
+	r->service = service_of(r->frontend->service);
+	return r->service;
+}
+
+/* Does the entry still speak for this packet? Sets the packet's ids if so. */
+static __always_inline bool stands(struct packet *p, const struct flow *flow, struct route *r)
+{
+	bool opens_anew = p->what == WHAT_SYN;
+	__u32 patience;
+
+	if (!find_route(flow, r))
 		return false;
-	idle = p->tuple.proto == IPPROTO_TCP ? service->tcp_idle : service->udp_idle;
-	if (flow->state & FLOW_CLOSED)
-		idle = settings.closing;
-	if (is_idle(flow, p->now, idle))
+	patience = p->tuple.proto == IPPROTO_TCP ? r->service->tcp_idle : r->service->udp_idle;
+	if (is_idle(flow, p->now, flow->state & FLOW_CLOSED ? settings.closing : patience))
 		return false;
-	if (p->what == WHAT_SYN && (flow->state & FLOW_CLOSED || backend->flags & BACKEND_NO_NEW))
+	if (opens_anew && (flow->state & FLOW_CLOSED || r->backend->flags & BACKEND_NO_NEW))
 		return false;
-	if (down_for_flows(backend) &&
-	    (p->what == WHAT_SYN || !(service->flags & SERVICE_KEEP_DOWN)))
+	if (down_for_flows(r->backend) &&
+	    (opens_anew || !(r->service->flags & SERVICE_KEEP_DOWN)))
 		return false;
-	p->frontend = frontend->id;
-	p->service = service->id;
-	p->backend = backend->id;
+	p->frontend = r->frontend->id;
+	p->service = r->service->id;
+	p->backend = r->backend->id;
 	return true;
 }
 

@@ -306,6 +306,7 @@ static __noinline void translate_error(struct xdp_md *ctx, const struct packet *
 /* The backend of the flow that the error is about, into p's ids; p->tuple is the client's here. */
 static __noinline int backend_of_error(struct packet *p)
 {
+	struct route r = {};
 	struct service *s;
 	struct flow *flow;
 
@@ -313,23 +314,17 @@ static __noinline int backend_of_error(struct packet *p)
 	if (!s)
 		return VERDICT_NO_BACKEND;
 	if (keeps_flows(s)) {
-		__u32 frontend = p->frontend, service = p->service;
-
 		flow = find_flow(p->family, &p->tuple);
-		if (!flow || !stands(p, flow))
+		if (!flow || !stands(p, flow, &r))
 			flow = opens(p, s) ? find_opening(p->family, &p->tuple, SIDE_CLIENT, NULL) : NULL;
-		if (flow && stands(p, flow)) {
+		if (flow && stands(p, flow, &r)) {
 			p->source_port = bpf_htons(flow->hop);
 			return GO_ON;
 		}
-		p->frontend = frontend;
-		p->service = service;
 		if (s->forward == FORWARD_FULLNAT)
 			return VERDICT_NO_FLOW;
 	}
-	p->modulo = 0;
-	p->two_draws = 0;
-	p->draw = tuple_hash(&p->tuple, p->family, s->hash);
+	draw_hash(p, s);
 	p->backend = choose(p, 0);
 	return p->backend ? GO_ON : VERDICT_NO_BACKEND;
 }
@@ -389,7 +384,9 @@ static __noinline int error_to_backend(struct xdp_md *ctx, struct packet *p)
 	p->tuple = p->client;
 	p->fragment = p->quote.fragment;
 	verdict = find_frontend(p, &p->tuple);
-	if (verdict == GO_ON)
+	if (verdict != GO_ON)
+		verdict = VERDICT_NOT_OURS; /* also a quoted fragment: nobody knows its port */
+	else
 		verdict = backend_of_error(p);
 	p->tuple = p->to;
 	p->fragment = FRAGMENT_NONE;

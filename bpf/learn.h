@@ -101,6 +101,19 @@ __attribute__((noinline)) int open_flow(struct xdp_md *ctx, struct packet *p)
 	return verdict == GO_ON ? remember(p, s, learning) : verdict;
 }
 
+/* The entry for this flow's replies, in either map, unless the key is another's by now. */
+static __noinline struct flow *own_return(struct packet *p)
+{
+	struct flow *entry;
+
+	if (!reply_tuple(p, &p->reply))
+		return NULL;
+	entry = find_return(p->family, &p->reply, &p->theirs);
+	if (!entry)
+		entry = find_opening(p->family, &p->reply, SIDE_BACKEND, &p->theirs);
+	return entry && same_tuple(&p->theirs, &p->tuple) ? entry : NULL;
+}
+
 /* FIN and RST from the client, on its flow and on the entry for replies. */
 static __noinline void follow_ending(struct packet *p, struct flow *flow, const struct service *s)
 {
@@ -109,11 +122,7 @@ static __noinline void follow_ending(struct packet *p, struct flow *flow, const 
 	flow->state |= p->ending;
 	if (is_over(flow->state, s))
 		end_flow(flow);
-	if (!translates(s) || !reply_tuple(p, &p->reply))
-		return;
-	back = find_return(p->family, &p->reply, NULL);
-	if (!back)
-		back = find_opening(p->family, &p->reply, SIDE_BACKEND, NULL);
+	back = translates(s) ? own_return(p) : NULL;
 	if (back)
 		back->state |= flow->state;
 }
@@ -143,7 +152,7 @@ static __always_inline bool promote(struct packet *p, const struct flow *opening
 	if (translates(s)) {
 		if (claim_return(p, CLAIM_FLOW) != GO_ON)
 			return false;
-		back = flow.state ? find_return(p->family, &p->reply, NULL) : NULL;
+		back = flow.state ? own_return(p) : NULL;
 		if (back)
 			back->state = flow.state;
 	}
@@ -156,49 +165,54 @@ static __always_inline void abandon(struct packet *p, struct flow *opening,
 				    const struct service *s)
 {
 	forget(opening);
-	if (translates(s) && reply_tuple(p, &p->reply))
+	if (translates(s) && own_return(p))
 		drop_opening(p->family, &p->reply, SIDE_BACKEND);
 	drop_opening(p->family, &p->tuple, SIDE_CLIENT);
 }
 
-/* A half-open flow and the client's next packet. GO_ON: send it; NO_FLOW: as if there had been none. */
+/* Does the entry stand, and can the packet be sent where it says? NO_FLOW: it does not stand. */
+static __always_inline int take_up(struct xdp_md *ctx, struct packet *p, const struct flow *flow,
+				   struct route *r)
+{
+	if (!stands(p, flow, r))
+		return VERDICT_NO_FLOW;
+	p->source_port = bpf_htons(flow->hop);
+	return sendable(ctx, p, r->service, r->backend);
+}
+
+/* The client's next packet of a half-open flow. False: its entry counts as not there. */
+static __always_inline bool step(struct packet *p, struct flow *opening, const struct service *s)
+{
+	if (p->what == WHAT_ACK)
+		return promote(p, opening, s);
+	if (p->ending & FLOW_RESET) {
+		abandon(p, opening, s);
+		return true;
+	}
+	opening->seen = p->now;
+	if (p->ending)
+		follow_ending(p, opening, s);
+	return true;
+}
+
+/* A half-open flow. GO_ON: p->backend is where the packet goes; NO_FLOW: there is none (any more). */
 __attribute__((noinline)) int open_further(struct xdp_md *ctx, struct packet *p)
 {
-	struct backend *backend;
-	struct service *s;
+	struct route r = {};
 	struct flow *flow;
 	int verdict;
 
-	if (!p)
+	flow = p ? find_opening(p->family, &p->tuple, SIDE_CLIENT, NULL) : NULL;
+	if (!p || !flow)
 		return VERDICT_NO_FLOW;
-	flow = find_opening(p->family, &p->tuple, SIDE_CLIENT, NULL);
-	if (!flow)
-		return VERDICT_NO_FLOW;
-	if (!stands(p, flow))
-		goto gone;
-	s = service_of(p->service);
-	backend = backend_of(p->backend);
-	if (!s || !backend)
-		goto gone;
-	p->source_port = bpf_htons(flow->hop);
-	verdict = sendable(ctx, p, s, backend);
-	if (verdict != GO_ON)
-		return verdict;
-	if (p->what == WHAT_ACK) {
-		if (!promote(p, flow, s))
-			goto gone;
-	} else if (p->ending & FLOW_RESET) {
-		abandon(p, flow, s);
-	} else {
-		flow->seen = p->now;
-		if (p->ending)
-			follow_ending(p, flow, s);
+	verdict = take_up(ctx, p, flow, &r);
+	if (verdict == GO_ON && !step(p, flow, r.service))
+		verdict = VERDICT_NO_FLOW;
+	if (verdict == VERDICT_NO_FLOW) {
+		forget(flow);
+		drop_opening(p->family, &p->tuple, SIDE_CLIENT);
 	}
-	return GO_ON;
-gone:
-	forget(flow);
-	drop_opening(p->family, &p->tuple, SIDE_CLIENT);
-	return VERDICT_NO_FLOW;
+	return verdict;
 }
 
 /* No flow is known: half-open, or new. GO_ON: p->backend is where it goes. */
@@ -223,61 +237,50 @@ static __noinline int without_flow(struct xdp_md *ctx, struct packet *p)
 static __always_inline int with_flow(struct xdp_md *ctx, struct packet *p)
 {
 	struct flow *flow = find_flow(p->family, &p->tuple);
-	struct backend *backend;
-	struct service *s;
+	struct route r = {};
 	int verdict;
 
 	if (!flow)
 		return VERDICT_NO_FLOW;
-	if (!stands(p, flow))
-		goto gone;
-	s = service_of(p->service);
-	backend = backend_of(p->backend);
-	if (!s || !backend)
-		goto gone;
-	p->source_port = bpf_htons(flow->hop);
-	verdict = sendable(ctx, p, s, backend);
-	if (verdict != GO_ON)
-		return verdict;
-	if (flow->seen != p->now && !refresh(p, flow, s))
-		goto gone;
-	if (p->ending)
-		follow_ending(p, flow, s);
-	return GO_ON;
-gone:
-	forget(flow);
-	drop_flow(p->family, &p->tuple);
-	return VERDICT_NO_FLOW;
+	verdict = take_up(ctx, p, flow, &r);
+	if (verdict == GO_ON && flow->seen != p->now && !refresh(p, flow, r.service))
+		verdict = VERDICT_NO_FLOW;
+	if (verdict == VERDICT_NO_FLOW) {
+		forget(flow);
+		drop_flow(p->family, &p->tuple);
+	} else if (verdict == GO_ON && p->ending) {
+		follow_ending(p, flow, r.service);
+	}
+	return verdict;
 }
 
-/* NOT_OURS: no frontend wants it. */
+/* Where the packet goes, into p->backend. NOT_OURS: no frontend wants it. */
+static __always_inline int find_way(struct xdp_md *ctx, struct packet *p)
+{
+	bool table_first = p->kinds & ADDRESS_TABLE_FIRST;
+	int verdict = table_first ? find_frontend(p, &p->tuple) : GO_ON;
+	struct service *s;
+
+	if (verdict != GO_ON)
+		return verdict;
+	s = table_first ? service_of(p->service) : NULL;
+	if (!s || keeps_flows(s)) {
+		verdict = with_flow(ctx, p);
+		if (verdict != VERDICT_NO_FLOW)
+			return verdict;
+	}
+	verdict = table_first ? GO_ON : find_frontend(p, &p->tuple);
+	return verdict == GO_ON ? without_flow(ctx, p) : verdict;
+}
+
 static __noinline int forward(struct xdp_md *ctx, struct packet *p)
 {
 	struct backend *backend;
 	struct service *s;
-	int verdict = VERDICT_NO_FLOW;
+	int verdict;
 
 	p->now = bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
-	if (p->kinds & ADDRESS_TABLE_FIRST) {
-		verdict = find_frontend(p, &p->tuple);
-		if (verdict != GO_ON)
-			return verdict;
-		s = service_of(p->service);
-		if (s && keeps_flows(s))
-			verdict = with_flow(ctx, p);
-		else
-			verdict = VERDICT_NO_FLOW;
-		if (verdict == VERDICT_NO_FLOW)
-			verdict = without_flow(ctx, p);
-	} else {
-		verdict = with_flow(ctx, p);
-		if (verdict == VERDICT_NO_FLOW) {
-			verdict = find_frontend(p, &p->tuple);
-			if (verdict != GO_ON)
-				return verdict;
-			verdict = without_flow(ctx, p);
-		}
-	}
+	verdict = find_way(ctx, p);
 	if (verdict != GO_ON)
 		return verdict;
 	s = service_of(p->service);

@@ -149,9 +149,7 @@ __attribute__((noinline)) int derive(struct packet *p)
 		p->tuple.daddr = f->addr;
 		if (!p->fragment)
 			p->tuple.dport = f->port ?: reply->sport;
-		p->modulo = 0;
-		p->two_draws = 0;
-		p->draw = tuple_hash(&p->tuple, p->family, s->hash);
+		draw_hash(p, s);
 		p->service = s->id;
 		if (choose(p, 0) != list->candidate[i].backend)
 			continue;
@@ -236,6 +234,8 @@ static __noinline void mark_reply(struct packet *p, struct flow *entry)
 	forth = find_flow(p->family, &p->client);
 	if (!forth)
 		forth = find_opening(p->family, &p->client, SIDE_CLIENT, NULL);
+	if (forth && forth->backend != entry->backend)
+		forth = NULL; /* the client has come again since, and was sent elsewhere */
 	note_reply(p, entry, forth, s);
 }
 

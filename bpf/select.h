@@ -198,6 +198,13 @@ static __always_inline __u32 pick(const struct packet *p, __u32 pool, __u32 how)
 	return lighter(first, walk(pool, p->draw << 32, how));
 }
 
+static __always_inline void draw_hash(struct packet *p, const struct service *service)
+{
+	p->modulo = 0;
+	p->two_draws = 0;
+	p->draw = tuple_hash(&p->tuple, p->family, service->hash);
+}
+
 /* One draw a packet, whatever it is tried on. */
 static __always_inline void make_draw(struct packet *p, const struct service *service)
 {
@@ -205,16 +212,16 @@ static __always_inline void make_draw(struct packet *p, const struct service *se
 	__u8 balance = service->balance;
 	struct service_state *state;
 
-	p->modulo = 0;
-	p->two_draws = 0;
 	if (balance == BALANCE_HASH || (p->tuple.proto == IPPROTO_TCP && p->what != WHAT_SYN)) {
-		p->draw = tuple_hash(&p->tuple, p->family, service->hash);
+		draw_hash(p, service);
 	} else if (balance == BALANCE_ROUND_ROBIN) {
 		state = bpf_map_lookup_elem(&service_state, &index);
 		p->draw = state ? __sync_fetch_and_add(&state->cursor, 1) : 0;
 		p->modulo = 1;
+		p->two_draws = 0;
 	} else {
 		p->draw = (__u64)bpf_get_prandom_u32() << 32 | bpf_get_prandom_u32();
+		p->modulo = 0;
 		p->two_draws = balance == BALANCE_LEAST_CONNECTIONS;
 	}
 }

@@ -17,13 +17,9 @@ enum entry {
 };
 
 /* How long an entry is kept without packets. */
-static __always_inline __u32 patience(const struct flow *flow, __u8 proto, enum entry kind)
+static __always_inline __u32 patience(const struct flow *flow, const struct service *s,
+				      __u8 proto, enum entry kind)
 {
-	struct frontend *frontend = frontend_of(flow->frontend);
-	struct service *s = frontend ? service_of(frontend->service) : NULL;
-
-	if (!s)
-		return 0;
 	if (kind == ENTRY_OPENING)
 		return settings.closing;
 	if (flow->state & FLOW_CLOSED)
@@ -31,21 +27,16 @@ static __always_inline __u32 patience(const struct flow *flow, __u8 proto, enum 
 	return proto == IPPROTO_TCP ? s->tcp_idle : s->udp_idle;
 }
 
-static __always_inline bool is_stale(const struct flow *flow)
-{
-	struct frontend *frontend = frontend_of(flow->frontend);
-
-	return !frontend || !service_of(frontend->service) || !backend_of(flow->backend);
-}
-
 /* Counts the flow if it lives; true if the entry has to go. */
 static __always_inline bool visit(const struct flow *flow, __u8 proto, enum entry kind,
 				  bool counted, struct sweep *report)
 {
 	__u32 index = flow->backend & ID_INDEX_MASK;
+	struct route r = {};
 	__u32 *count;
 
-	if (is_stale(flow) || is_idle(flow, report->now, patience(flow, proto, kind))) {
+	if (!find_route(flow, &r) ||
+	    is_idle(flow, report->now, patience(flow, r.service, proto, kind))) {
 		report->expired++;
 		return true;
 	}
