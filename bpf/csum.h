@@ -9,9 +9,9 @@
 
 #include "abi.h"
 
+/* Of at most 2^16 words of 32 bits: a sum below 2^48. */
 static __always_inline __u16 fold(__u64 sum)
 {
-	sum = (sum & 0xffffffff) + (sum >> 32);
 	sum = (sum & 0xffffffff) + (sum >> 32);
 	sum = (sum & 0xffff) + (sum >> 16);
 	sum = (sum & 0xffff) + (sum >> 16);
@@ -42,6 +42,14 @@ static __always_inline __u64 delta_address(const union address *old, const union
 static __always_inline void csum_update(__u16 *csum, __u64 delta)
 {
 	*csum = ~fold((__u64)(__u16)~*csum + delta);
+}
+
+/* The TTL, first byte of its word, goes down by one: the checksum goes up by as much. */
+static __always_inline void csum_age(__u16 *csum)
+{
+	__u32 sum = (__u32)*csum + 1;
+
+	*csum = sum + (sum >= 0xffff);
 }
 
 /* 0 in a UDP header says "no checksum": a sum that comes out as 0 is sent as its other form. */

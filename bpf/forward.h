@@ -97,7 +97,7 @@ static __always_inline void age(struct xdp_md *ctx, const struct packet *p)
 	if (p->family == 4) {
 		if ((void *)(four + 1) > end)
 			return;
-		csum_update(&four->check, delta16(1, 0));
+		csum_age(&four->check);
 		four->ttl--;
 	} else if ((void *)(six + 1) <= end) {
 		six->hop_limit--;

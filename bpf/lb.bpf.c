@@ -90,7 +90,7 @@ SEC("xdp.frags")
 int lb(struct xdp_md *ctx)
 {
 	struct cpu *cpu = this_cpu();
-	struct lane lane = {};
+	struct lane lane;
 	__u64 started = 0;
 	int verdict, action;
 
@@ -98,6 +98,8 @@ int lb(struct xdp_md *ctx)
 		return XDP_PASS;
 	if (!(cpu->packets++ & settings.sample_mask))
 		started = bpf_ktime_get_ns();
+	lane.bytes = 0;
+	lane.egress = 0;
 	verdict = shortcut(ctx, &lane, cpu);
 	if (verdict == LONG_WAY) {
 		struct packet *p = fresh_packet();

@@ -118,7 +118,7 @@ static __always_inline int short_encapsulate(struct xdp_md *ctx, struct lane *la
 	struct udphdr *udp;
 	void *frame;
 
-	csum_update(&ip->check, delta16(1, 0));
+	csum_age(&ip->check);
 	ip->ttl--;
 	if (bpf_xdp_adjust_head(ctx, -(int)extra))
 		return VERDICT_NO_HEADROOM;
