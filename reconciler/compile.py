@@ -124,6 +124,14 @@ class _Compiler:
             "backends", Where.BACKENDS, self._backend_names(), _known_backends(actual)
         )
 
+        self._ids_by_pool = {
+            name: {
+                backend.name: self._backend_ids[_backend_name(name, backend)]
+                for backend in config.pools[name].backends.values()
+            }
+            for name in self._pool_names
+        }
+
     def desired(self) -> Desired:
         tables = {key: self._table(key) for key in self._pool_keys}
         filled = {key: made for key, made in tables.items() if made.names}
@@ -181,7 +189,7 @@ class _Compiler:
         return self._pool_ids[self._pool_hash(key)]
 
     def _backend_id(self, pool: str, backend: Backend) -> int:
-        return self._backend_ids[_backend_name(pool, backend)]
+        return self._ids_by_pool[pool][backend.name]
 
     def _backend_names(self) -> Iterator[BackendName]:
         for name in self._pool_names:

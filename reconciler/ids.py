@@ -5,6 +5,7 @@ next incarnation, so that slots, flows and health that name the former owner mea
 nothing any more. Nobody has to prove that there are none.
 """
 
+import functools
 import hashlib
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from typing import TypeVar
@@ -42,6 +43,7 @@ def retired(number: int) -> int:
     return make(0, incarnation(number))
 
 
+@functools.lru_cache(maxsize=1 << 17)
 def hashed(name: str) -> int:
     """64 bits by which an entry in a map is recognised as the one of that name."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little") or 1

@@ -31,9 +31,8 @@ def plan(desired: State, actual: State) -> list[Op]:
 
 def _puts(where: Where, desired: Mapping[Any, Any], actual: Mapping[Any, Any]) -> Iterator[Op]:
     for key in _ordered(desired):
-        present = actual.get(key)
-        value = _first(where, desired[key], present)
-        if value != present:
+        wanted, present = desired[key], actual.get(key)
+        if wanted != present and (value := _first(where, wanted, present)) != present:
             yield Put(where, key, value)
 
 
@@ -54,11 +53,14 @@ def _switches(
 
 
 def _removals(where: Where, desired: State, actual: State) -> Iterator[Op]:
-    for key in reversed(_ordered(actual[where])):
-        wanted, present = desired[where].get(key), actual[where][key]
+    wanted_ones, present_ones = desired[where], actual[where]
+    for key in reversed(_ordered(present_ones)):
+        wanted, present = wanted_ones.get(key), present_ones[key]
         if wanted is None:
             yield Remove(where, key)
-        elif where is not Where.FRONTENDS and _first(where, wanted, present) != wanted:
+        elif wanted == present or where is Where.FRONTENDS:
+            continue
+        elif _first(where, wanted, present) != wanted:
             yield Put(where, key, wanted)
 
 

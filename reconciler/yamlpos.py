@@ -5,6 +5,7 @@ merge keys, duplicate keys, a second document, and unquoted words that are a
 boolean, a number or a time to one YAML and text to another.
 """
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -184,17 +185,25 @@ class _Reader:
         text: str = event.value
         if event.style in ("'", '"', "|", ">"):
             return text
-        if text in _CONSTANTS:
-            return _CONSTANTS[text]
-        if _INTEGER.match(text):
-            return int(text) if len(text) <= len(str(1 << 63)) else text
-        if _DECIMAL.match(text):
-            return float(text)
-        for pattern, hint in _AMBIGUOUS:
-            if pattern.match(text):
-                self._complain(event, f"ambiguous unquoted value {text}", hint)
-                return None
-        return text
+        value, hint = _plain(text)
+        if hint:
+            self._complain(event, f"ambiguous unquoted value {text}", hint)
+        return value
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _plain(text: str) -> tuple[Content, str]:
+    """What an unquoted word means, or why nobody can tell. Words repeat, so it is remembered."""
+    if text in _CONSTANTS:
+        return _CONSTANTS[text], ""
+    if _INTEGER.match(text):
+        return (int(text) if len(text) <= len(str(1 << 63)) else text), ""
+    if _DECIMAL.match(text):
+        return float(text), ""
+    for pattern, hint in _AMBIGUOUS:
+        if pattern.match(text):
+            return None, hint
+    return text, ""
 
 
 def _mark(event: Event) -> Mark:
