@@ -109,6 +109,7 @@ LIES = {
     "quoted version and header length": ("l4", 8, 1, 1),
     "quoted IPv4 protocol": ("l4", 17, 1, 1),
     "quoted IPv4 fragment": ("l4", 14, 2, 1),
+    "quoted IPv4 flags": ("l4", 14, 2, 0x2000),
     "quoted IPv6 next header": ("l4", 14, 1, 1),
     "quoted source": ("l4", 21, 1, 1),
     "source": ("ip", 15, 1, 1),

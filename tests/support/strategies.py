@@ -191,7 +191,7 @@ def complaints() -> st.SearchStrategy[Complaint]:
         about_reply=st.booleans(),
         kind=st.sampled_from((0, 1, 2)),
         by_router=st.booleans(),
-        quoted=mostly(1000, 28, 40, 48, 60),
+        quoted=mostly(1000, 24, 28, 44, 48, 60),
         shape=shapes(),
     )
 

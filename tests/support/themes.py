@@ -4,7 +4,7 @@ keeps most things sound, so that what it is about happens in nearly every exampl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hypothesis import strategies as st
 
@@ -105,12 +105,12 @@ def _third(vip: str) -> st.SearchStrategy[tuple[str, int | None, str]]:
 # ---- calm steps ----
 
 
-def calm_towards() -> st.SearchStrategy[Towards]:
+def calm_towards(frontend: int | None = None) -> st.SearchStrategy[Towards]:
     """Few tuples, so that they meet: on one backend, in one return entry."""
     return st.builds(
         Towards,
         service=st.integers(0, 1),
-        frontend=st.integers(0, 2),
+        frontend=st.integers(0, 2) if frontend is None else st.just(frontend),
         client=mostly(0, 1),
         sport=mostly(41000, 41001),
         flags=st.sampled_from(("S", "S", "A", "A", "FA", "R", "")),
@@ -167,9 +167,11 @@ def choice_steps() -> st.SearchStrategy[list[Step]]:
 
 
 def lying_steps() -> st.SearchStrategy[list[Step]]:
-    crooked = st.one_of(mangled(), mangled(), mangled(), hostile(), lying_basics(), lying_basics())
+    crooked = st.one_of(
+        mangled(), mangled(), hostile(), lying_basics(), lying_basics(), lying_basics()
+    )
     return flat(
-        st.one_of(st.lists(crooked, min_size=4, max_size=8), alone(packets())), least=4, most=6
+        st.one_of(st.lists(crooked, min_size=8, max_size=12), alone(packets())), least=2, most=5
     )
 
 
@@ -177,12 +179,37 @@ def lying_basics() -> st.SearchStrategy[Step]:
     """One small lie in a plain packet: nothing else hides it."""
     by = st.sampled_from((-1, 1, -2, 2, -4, 4, 8))
     lies = st.tuples(st.tuples(st.sampled_from(tuple(LIES)), by))
-    sound = st.one_of(calm_towards(), calm_towards(), pings(), complaints())
-    return st.builds(Mangled, step=sound, lies=lies)
+    sound = st.one_of(calm_towards(), calm_pieces(), pings(), complaints())
+    return st.one_of(st.builds(Mangled, step=sound, lies=lies), lying_lengths())
+
+
+def lying_lengths() -> st.SearchStrategy[Step]:
+    """Of TCP and UDP, by little, whole and in pieces."""
+    by = st.sampled_from((-1, 1, -2, -8, 4))
+    lies = [
+        ("TCP data offset", calm_towards(frontend=0)),
+        ("UDP length", calm_towards(frontend=1)),
+        ("TCP data offset", calm_pieces(frontend=0)),
+        ("UDP length", calm_pieces(frontend=1)),
+    ]
+    return st.one_of(
+        st.builds(Mangled, step=step, lies=st.tuples(st.tuples(st.just(field), by)))
+        for field, step in lies
+    )
+
+
+def calm_pieces(frontend: int | None = None) -> st.SearchStrategy[Towards]:
+    pieces = st.sampled_from(("first", "later")).map(lambda piece: Shape(payload=37, piece=piece))
+    return st.builds(replace, calm_towards(frontend), shape=pieces)
 
 
 def error_steps() -> st.SearchStrategy[list[Step]]:
     errors = st.lists(complaints(), min_size=1, max_size=4)
+    about_pieces = st.builds(
+        Mangled,
+        step=complaints(),
+        lies=st.just((("quoted IPv4 fragment", 1), ("quoted IPv4 flags", 1))),
+    )
     crooked = st.builds(
         Mangled,
         step=complaints(),
@@ -194,7 +221,9 @@ def error_steps() -> st.SearchStrategy[list[Step]]:
         ),
     )
     started = st.lists(st.one_of(calm_towards(), calm_backs()), min_size=1, max_size=3)
-    rest = st.one_of(alone(crooked), alone(time_and_loss()), alone(backend_trouble()))
+    rest = st.one_of(
+        alone(crooked), alone(about_pieces), alone(time_and_loss()), alone(backend_trouble())
+    )
     return flat(st.one_of(episodes(), started, errors, errors, rest), least=6, most=10)
 
 
@@ -203,12 +232,18 @@ def sending_steps() -> st.SearchStrategy[list[Step]]:
     return flat(st.one_of(st.lists(odd, min_size=2, max_size=6), episodes()), least=3, most=6)
 
 
+def after_some(parts: st.SearchStrategy[list[Step]]) -> st.SearchStrategy[list[Step]]:
+    """Something to refer to: one flow of each protocol."""
+    tcp = Towards(0, 0, 0, 41000, "A", Shape(payload=100))
+    return parts.map(lambda steps: [tcp, replace(tcp, frontend=1), *steps])
+
+
 THEMES = {
     "anything": Theme(worlds(), conversations()),
     "flows": Theme(sound_worlds(TRANSLATING), flow_steps()),
     "flows of all modes": Theme(sound_worlds(), flow_steps()),
     "choice": Theme(worlds(), choice_steps()),
-    "lies": Theme(sound_worlds(flags=(0, 0, ServiceFlag.FLOWS_OFF)), lying_steps()),
-    "errors": Theme(sound_worlds(), error_steps()),
-    "sending": Theme(sound_worlds(port_high=49999), sending_steps()),
+    "lies": Theme(sound_worlds(flags=(0, 0, ServiceFlag.FLOWS_OFF)), after_some(lying_steps())),
+    "errors": Theme(sound_worlds(), after_some(error_steps())),
+    "sending": Theme(sound_worlds(port_high=49999), after_some(sending_steps())),
 }

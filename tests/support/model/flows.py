@@ -249,7 +249,8 @@ class Flows:
         marked = entry.flow.at(self._now).marked(marks, service)
         self._memory.put(store, packet.tuple, Return(entry.client, marked))
         for side in (FLOWS, OPENING):
-            if flow := self._memory.flow(side, entry.client):
+            flow = self._memory.flow(side, entry.client)
+            if flow and flow.backend == entry.flow.backend:
                 new = flow.at(self._now).marked(marks, service)
                 self._replace(side, entry.client, flow, new)
                 return
