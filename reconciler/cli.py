@@ -13,19 +13,21 @@ from typing import Any, NoReturn
 from bpf.kernel import Instance, KernelError, NotLoaded, Sizes
 from reconciler import config as configuration
 from reconciler import node as nodes
-from reconciler import report, shape
+from reconciler import report, shape, sources
 from reconciler.dataplane import State
+from reconciler.follow import Accepted, Follower
+from reconciler.git import GitError
 from reconciler.ids import NoRoom
 from reconciler.look import Live, View, look
 from reconciler.loop import (
     PATIENCE,
-    Accepted,
     Daemon,
     NotConverged,
     Place,
     Reconciler,
-    accept,
     applied,
+    keep,
+    meaning,
     surroundings,
     writer,
 )
@@ -36,7 +38,8 @@ from reconciler.overrides import Unusable, in_force
 from reconciler.overriding import OverrideFile
 from reconciler.parts import node_problems
 from reconciler.problems import Rejected
-from reconciler.source import FileSource, Hint, Poke, SourceError
+from reconciler.revision import SourceError
+from reconciler.source import Poke, Source
 
 DONE, FAILED, PENDING, REJECTED, REFUSED, USAGE = 0, 1, 2, 3, 4, 64
 RUN_DIR = Path("/run/evenkeel")
@@ -112,17 +115,12 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     teardown = add("teardown", help="detach and remove an instance, flows included")
     teardown.add_argument("--instance", default="default", metavar="NAME")
     teardown.add_argument("--run-dir", type=Path, metavar="DIR")
+    sources.add_state_dir(teardown)
     teardown.set_defaults(run=tear_down)
 
 
 def _common(arguments: argparse.ArgumentParser) -> None:
-    arguments.add_argument(
-        "--config",
-        type=Path,
-        default=Path("/etc/evenkeel/lb.yaml"),
-        metavar="FILE",
-        help="what is balanced to where (default: %(default)s)",
-    )
+    sources.add_source(arguments)
     arguments.add_argument(
         "--node",
         type=Path,
@@ -139,6 +137,7 @@ def _common(arguments: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help=f"where targets.json is published (default: {RUN_DIR}/NAME)",
     )
+    sources.add_state_dir(arguments)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,13 +148,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.error("--detailed-exitcode goes with --dry-run")
     if getattr(options, "output", None) and not dry:
         arguments.error("--output goes with --dry-run: otherwise nothing is printed but the log")
+    if wrong := sources.problem(options):
+        arguments.error(wrong)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     try:
         code: int = options.run(options)
     except Rejected as error:
         print(error, file=sys.stderr)
         return REJECTED
-    except (KernelError, SourceError, NoRoom, NotConverged, Unusable, OSError) as error:
+    except (KernelError, SourceError, GitError, NoRoom, NotConverged, Unusable, OSError) as error:
         print(f"reconciler: {error}", file=sys.stderr)
         return FAILED
     return code
@@ -168,27 +169,34 @@ def run(options: argparse.Namespace) -> int:
         return dry_run(options, node, place)
     with writer(place), Neighbours() as neighbours:
         sizes = Sizes(**node.sizes)
-        source = FileSource(options.config)
+        source = sources.source_of(options, place.state_dir)
+        follower = follower_of(options, source, node, place)
         # Rejected before anything is loaded: the first file decides whether there is a start.
-        accepted = accept(source.read(), node, place) if options.once else None
+        accepted = follower.once() if options.once else None
         with Instance.load(place.instance, sizes, log=logging.getLogger("bpf").info) as instance:
             instance.replace()
             reconciler = Reconciler(
                 instance, node, place, neighbours, allow_removals=options.allow_removals
             )
             if accepted is not None:
-                return once(reconciler, accepted)
-            return follow(Daemon(reconciler, source, node, place), neighbours, options)
+                return once(reconciler, accepted, follower)
+            return follow(Daemon(reconciler, source, follower, place), neighbours, source)
 
 
-def once(reconciler: Reconciler, accepted: Accepted) -> int:
+def follower_of(options: argparse.Namespace, source: Source, node: Node, place: Place) -> Follower:
+    rules = sources.rules_of(options)
+    return Follower(source, place.state_dir, lambda revision: meaning(revision, node), rules)
+
+
+def once(reconciler: Reconciler, accepted: Accepted, follower: Follower) -> int:
     view = reconciler.reconcile(accepted, wait=PATIENCE)
+    keep(reconciler, follower, view)
     for finding in view.findings:
         print(f"guardrail: {finding}", file=sys.stderr)
     return REFUSED if view.refused else DONE
 
 
-def follow(daemon: Daemon, neighbours: Neighbours, options: argparse.Namespace) -> int:
+def follow(daemon: Daemon, neighbours: Neighbours, source: Source) -> int:
     poke = Poke()
 
     def stop(*_: Any) -> None:  # noqa: ANN401 -- signal number and frame
@@ -197,15 +205,19 @@ def follow(daemon: Daemon, neighbours: Neighbours, options: argparse.Namespace) 
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGHUP, poke)
-    folders = {options.config.absolute().parent: None, options.config.resolve().parent: None}
-    with Hint(folders, poke):
-        daemon.run(poke, neighbours)
+
+    def look_now(*_: Any) -> None:  # noqa: ANN401 -- signal number and frame
+        source.hurry()
+        poke()
+
+    signal.signal(signal.SIGHUP, look_now)
+    daemon.run(poke, neighbours)
     return DONE
 
 
 def dry_run(options: argparse.Namespace, node: Node, place: Place) -> int:
-    accepted = accept(FileSource(options.config).read(), node, place)
+    source = sources.source_of(options, place.state_dir)
+    accepted = follower_of(options, source, node, place).preview()
     with Neighbours() as neighbours:
         try:
             with Instance.open(place.instance, read_only=True) as instance:
@@ -215,9 +227,10 @@ def dry_run(options: argparse.Namespace, node: Node, place: Place) -> int:
         except NotLoaded:
             live, meta = _nothing(accepted, node, neighbours), None
             view = look(accepted.config, node, live, allow_removals=options.allow_removals)
-    source = (accepted.revision.path, accepted.revision.digest)
+    read = (accepted.revision.path, accepted.revision.digest)
     configs = (applied(place), accepted.config)
-    plan = report.describe(view, live, source, configs, node.table_size, meta)
+    made = accepted.revision.made
+    plan = report.describe(view, live, read, configs, node.table_size, meta, made)
     as_json = options.output == "json"
     print(json.dumps(plan.document(), indent=1) if as_json else report.text(plan))
     return _dry_exit(view) if options.detailed_exitcode else DONE
@@ -294,4 +307,5 @@ def _node(path: Path) -> Node:
 
 
 def _place(options: argparse.Namespace) -> Place:
-    return Place(options.instance, options.run_dir or RUN_DIR / options.instance)
+    run_dir = options.run_dir or RUN_DIR / options.instance
+    return Place(options.instance, run_dir, options.state_dir)

@@ -14,11 +14,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from bpf import abi
 from bpf.kernel import Instance, KernelError, Mode
 from bpf.pins import Pins
 from reconciler import config as configuration
 from reconciler import published
 from reconciler.compile import Surroundings
+from reconciler.follow import Accepted, Follower
+from reconciler.history import History, Result
 from reconciler.ids import NoRoom
 from reconciler.look import Live, View, look
 from reconciler.maps import PinnedMaps
@@ -28,8 +31,11 @@ from reconciler.overrides import Overrides, Unusable, in_force
 from reconciler.overriding import OverrideFile
 from reconciler.parts import node_problems
 from reconciler.plan import plan
-from reconciler.problems import Mark, Problem, Rejected
-from reconciler.source import FileSource, Poke, Revision, SourceError
+from reconciler.problems import Rejected
+from reconciler.revision import Revision
+from reconciler.source import Poke, Source
+from reconciler.sources import STATE_ROOT
+from reconciler.watching import Hint
 
 TICK = 1.0  # how long a change may go unnoticed when no event told of it
 VERIFY = 10.0  # how long a map may differ before it is read again; also between sweeps
@@ -42,19 +48,17 @@ class NotConverged(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """A configuration that may be applied."""
-
-    config: Config
-    revision: Revision
-
-
-@dataclass(frozen=True, slots=True)
 class Place:
     """Which instance, and where its files are."""
 
     instance: str
     run_dir: Path
+    state: Path | None = None
+
+    @property
+    def state_dir(self) -> Path:
+        """What outlives a reboot: history, suspension, git mirror."""
+        return self.state or STATE_ROOT / self.instance
 
     @property
     def applied(self) -> Path:
@@ -78,13 +82,13 @@ def writer(place: Place) -> Iterator[None]:
         os.close(descriptor)
 
 
-def accept(revision: Revision, node: Node, place: Place) -> Accepted:
-    """The configuration in the revision, if it may replace what is applied."""
+def meaning(revision: Revision, node: Node) -> Config:
+    """The configuration in the revision, if it suits this node."""
     config = configuration.load(revision.text, revision.path)
-    problems = [*node_problems(config, node), *_cut_off(revision, place)]
+    problems = node_problems(config, node)
     if problems:
         raise Rejected(revision.path, problems, revision.text)
-    return Accepted(config, revision)
+    return config
 
 
 def applied(place: Place) -> Config | None:
@@ -93,19 +97,6 @@ def applied(place: Place) -> Config | None:
         return configuration.load(place.applied.read_text(), str(place.applied))
     except (OSError, Rejected):
         return None
-
-
-def _cut_off(revision: Revision, place: Place) -> list[Problem]:
-    """A file that once ended with `...` must go on doing so: half of one is valid YAML too."""
-    try:
-        was_sealed = configuration.sealed(place.applied.read_text())
-    except FileNotFoundError:
-        return []
-    if not was_sealed or configuration.sealed(revision.text):
-        return []
-    last = Mark(revision.text.count("\n") + 1, 1)
-    message = "the end marker `...` that the applied file has is missing: was this one cut off?"
-    return [Problem(last, message, f"add it; if it is meant to go, remove {place.applied} first")]
 
 
 def surroundings(
@@ -140,6 +131,7 @@ class Reconciler:
         self._allow_removals = allow_removals
         self._clock = clock
         self._overrides = OverrideFile(place.run_dir)
+        self.history = History(place.state_dir / "history")
         self._set: Overrides = ()
 
     def reconcile(self, accepted: Accepted, *, wait: float = 0, stale_hops: bool = False) -> View:
@@ -154,7 +146,8 @@ class Reconciler:
             self.dataplane.room(),
             self.overrides(),
         )
-        view = look(accepted.config, self._node, live, allow_removals=self._allow_removals)
+        allowed = self._allow_removals or accepted.allow_removals
+        view = look(accepted.config, self._node, live, allow_removals=allowed)
         self._apply(view, accepted.revision)
         self._attach()
         self._tell(view, accepted)
@@ -171,8 +164,8 @@ class Reconciler:
     def _apply(self, view: View, revision: Revision) -> None:
         meta = self.instance.maps.meta
         before = meta.get(0)
-        after = published.next_meta(before, revision.digest, revision.commit, int(time.time()))
-        if not view.ops and before is not None and before.generation == after.generation:
+        after = self._next(before, revision)
+        if not view.ops and before is not None and _same(before, after):
             return
         meta.put(0, published.applying(after))
         self.dataplane.apply(view.ops)
@@ -183,6 +176,16 @@ class Reconciler:
             )
         meta.put(0, after)
         log.info("generation %d: %d map writes", after.generation, len(view.ops))
+
+    def _next(self, before: abi.Meta | None, revision: Revision) -> abi.Meta:
+        newest = next(iter(self.history.generations()), None)
+        kept = (newest.number, bytes.fromhex(newest.digest)) if newest else (0, b"")
+        now = int(time.time())
+        return published.next_meta(before, revision.digest, revision.commit, now, kept)
+
+    def generation(self, revision: Revision) -> int:
+        """The number that this content has, or will have when it is applied."""
+        return int(self._next(self.instance.maps.meta.get(0), revision).generation)
 
     def _attach(self) -> None:
         """Only now that the maps are complete; interfaces that are no longer named let go."""
@@ -205,45 +208,67 @@ class Reconciler:
             published.publish(self._place.applied, accepted.revision.text)
 
 
+def _same(before: abi.Meta, after: abi.Meta) -> bool:
+    known = (before.phase, before.generation, before.commit)
+    return known == (after.phase, after.generation, after.commit)
+
+
 def health_map(instance: str) -> Path:
     return Pins.of(instance).maps / "health"
+
+
+def keep(reconciler: Reconciler, follower: Follower, outcome: View | Exception) -> None:
+    """Let the history say how it went with what is accepted."""
+    if follower.accepted is None:
+        return
+    number = reconciler.generation(follower.accepted.revision)
+    if isinstance(outcome, Exception):
+        follower.applied(number, Result.FAILED, str(outcome))
+    else:
+        follower.applied(number, Result.HELD if outcome.refused else Result.APPLIED)
 
 
 class Daemon:
     """Looks when something happened, and every so often when nothing did."""
 
     def __init__(
-        self, reconciler: Reconciler, source: FileSource, node: Node, place: Place
+        self, reconciler: Reconciler, source: Source, follower: Follower, place: Place
     ) -> None:
         self._reconciler, self._source = reconciler, source
-        self._node, self._place = node, place
-        self._accepted: Accepted | None = None
+        self._place = place
+        self.follower = follower
         self._seen: object = None
         self._due = 0.0
         self._swept = 0.0
         self.stopping = False
 
     def run(self, poke: Poke, neighbours: Neighbours) -> None:
-        while not self.stopping:
-            self._follow_source()
-            self._pass(neighbours)
-            self._sweep()
-            poke.wait(TICK)
-
-    def _follow_source(self) -> None:
-        if not self._source.changed():
-            return
+        hint = Hint(self._folders, poke)
+        self._source.start(poke)
         try:
-            self._accepted = accept(self._source.read(), self._node, self._place)
+            while not self.stopping:
+                self._follow_source(hint)
+                self._pass(neighbours)
+                self._sweep()
+                poke.wait(min(TICK, self._source.due()))
+        finally:
+            hint.close()
+            self._source.close()
+
+    def _folders(self) -> tuple[Path, ...]:
+        """Where something happens when the source or a suspension changes."""
+        return (*self._source.folders(), self._place.state_dir)
+
+    def _follow_source(self, hint: Hint) -> None:
+        hint.check()
+        self.follower.hinted(hint.trouble)
+        if self.follower.look():
             self._due = 0.0
-        except SourceError as error:
-            log.error("%s", error)  # noqa: TRY400 -- the message is all
-        except Rejected as error:
-            log.error("rejected; what is applied stays\n%s", error)  # noqa: TRY400
 
     def _pass(self, neighbours: Neighbours) -> None:
         """A look, when there is a reason for one."""
-        if self._accepted is None:
+        accepted = self.follower.accepted
+        if accepted is None:
             return
         seen = (
             bytes(self._reconciler.instance.maps.health.view()),
@@ -254,12 +279,14 @@ class Daemon:
         if seen == self._seen and now < self._due:
             return
         try:
-            self._reconciler.reconcile(
-                self._accepted, wait=0 if self._seen else PATIENCE, stale_hops=self._rerouted(seen)
+            view = self._reconciler.reconcile(
+                accepted, wait=0 if self._seen else PATIENCE, stale_hops=self._rerouted(seen)
             )
             self._seen, self._due = seen, now + VERIFY
+            keep(self._reconciler, self.follower, view)
         except (KernelError, NoRoom, NotConverged, OSError) as error:
             log.error("%s", error)  # noqa: TRY400
+            keep(self._reconciler, self.follower, error)
 
     def _sweep(self) -> None:
         """Expire flows, and count the living anew: evictions make the counts drift."""

@@ -79,14 +79,22 @@ def publish_json(path: Path, document: Mapping[str, Any]) -> bool:
     return publish(path, json.dumps(document, indent=1) + "\n")
 
 
-def next_meta(before: abi.Meta | None, digest: bytes, commit: str, now: int) -> abi.Meta:
-    """The entry for a configuration: a generation further when it is another one."""
-    known = before is not None and bytes(before.digest) == digest
-    generation = before.generation if before is not None else 0
+def next_meta(
+    before: abi.Meta | None,
+    digest: bytes,
+    commit: str,
+    now: int,
+    kept: tuple[int, bytes] = (0, b""),
+) -> abi.Meta:
+    """The entry for a configuration: a generation further when it is another one.
+
+    `kept` is the newest generation on disk: after a reboot, counting goes on from there.
+    """
+    number, content = kept if before is None else (before.generation, bytes(before.digest))
     return abi.Meta(
         abi=abi.Abi.VERSION,
         phase=abi.Phase.IDLE,
-        generation=generation if known else generation + 1,
+        generation=number if content == digest else max(number, kept[0]) + 1,
         applied_at=now,
         digest=tuple(digest),
         commit=commit.encode()[:63],

@@ -15,6 +15,7 @@ from reconciler.encode import address_bytes
 from reconciler.look import Live, View
 from reconciler.model import NOWHERE, Config, Origin
 from reconciler.names import Names, address_of, frontend_text, key_text
+from reconciler.revision import NO_COMMIT, Commit
 
 FORMAT = "1.0"
 SIGNS = {"create": "+", "update": "~", "delete": "-", "restore": "!"}
@@ -57,11 +58,12 @@ class Plan:
     guards: tuple[str, ...]
     writes: Mapping[str, int]
     deletes: Mapping[str, int]
+    made: Commit = NO_COMMIT
 
     def document(self) -> dict[str, Any]:
         return {
             "format_version": FORMAT,
-            "source": {"path": self.source, "sha256": self.digest},
+            "source": {"path": self.source, "sha256": self.digest, **_commit(self.made)},
             "live": {"generation": self.generation, "sha256": self.live_digest},
             "changes": [change.document() for change in self.changes],
             "drift": [change.document() for change in self.drift],
@@ -78,6 +80,7 @@ def describe(
     configs: tuple[Config | None, Config],
     size: int,
     meta: abi.Meta | None,
+    made: Commit = NO_COMMIT,
 ) -> Plan:
     """`configs` are the applied one, as far as it is known, and the new one."""
     names = Names.of(configs, size, live.actual, view.held)
@@ -93,7 +96,18 @@ def describe(
         guards=tuple(str(finding) for finding in view.findings),
         writes=_count(view.ops, removals=False),
         deletes=_count(view.ops, removals=True),
+        made=made,
     )
+
+
+def _commit(made: Commit) -> dict[str, str]:
+    return {
+        "commit": made.id,
+        "author": made.author,
+        "subject": made.subject,
+        "signer": made.signer,
+        "provenance": made.provenance.value,
+    }
 
 
 def _count(ops: tuple[Op, ...], *, removals: bool) -> dict[str, int]:
@@ -299,7 +313,7 @@ def _difference(before: abi.Backend, after: abi.Backend) -> str:
 
 def text(plan: Plan) -> str:
     lines = [
-        f"source   {plan.source}  sha256:{plan.digest[:8]}",
+        f"source   {plan.source}  sha256:{plan.digest[:8]}  {plan.made}".rstrip(),
         f"live     generation {plan.generation}  sha256:{plan.live_digest[:8]}"
         if plan.generation
         else "live     nothing was ever applied",

@@ -1,49 +1,63 @@
 """Where the configuration comes from: a file, read whole or not at all.
 
-A file that changes while it is read, or just now, is not read yet. A missing,
-empty or unreadable one is an error, never an empty configuration.
+The stat signature is the truth; events are only a hint (see `watching`). A file that
+changes while it is read, changed just now or is open for writing is not read yet.
+A missing, empty or unreadable one is an error, never an empty configuration.
 """
 
-import hashlib
+import fcntl
 import os
-import re
-import threading
+import select
+import signal
+import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
-from watchdog.observers import Observer
-
+from reconciler import provenance
+from reconciler.revision import Candidate, Revision, SourceError, revision
 from reconciler.yamlpos import MAX_BYTES
 
 SETTLE = 0.2
 PATIENCE = 5.0  # a file that never rests is read all the same once it reads the same twice
-_COMMIT = re.compile(r"#\s*commit:\s*([0-9a-f]{7,64})\s*$", re.MULTILINE)
-_SHA = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?\Z")
-# Reading a file, our own reading included, must not wake us.
-_CHANGES = frozenset({"created", "moved", "deleted", "modified", "closed"})
+LOCK_GRACE = 10.0  # git's lock is left behind by crashes; then it says nothing
 
-
-class SourceError(Exception):
-    """The file cannot be read now; what is applied stays."""
-
-
-@dataclass(frozen=True, slots=True)
-class Revision:
-    """A content and where it came from."""
-
-    path: str
-    text: str
-    digest: bytes
-    commit: str = ""
-
-
+# (where it really is, device, inode, mtime, ctime, size); None while there is no file.
 Signature = tuple[str, int, int, int, int, int]
+
+
+class Source(Protocol):
+    """Something that offers configurations. `look` never blocks for long."""
+
+    name: str
+
+    def look(self) -> Candidate | None:
+        """What is new since the last look; None when nothing is. SourceError: why there is none."""
+
+    def read(self) -> Candidate:
+        """What there is, waiting for it. SourceError: why there is none."""
+
+    def preview(self) -> Candidate:
+        """The same, leaving no trace."""
+
+    def due(self) -> float:
+        """Seconds until a look may find more, however quiet it is."""
+
+    def start(self, wake: Callable[[], None]) -> None:
+        """From now on, wake the loop when there may be something new."""
+
+    def hurry(self) -> None:
+        """Somebody says that there is something new."""
+
+    def accepted(self, taken: Revision) -> None:
+        """What was offered is applied from now on."""
+
+    def folders(self) -> tuple[Path, ...]:
+        """Where something happens when there is something new."""
+
+    def close(self) -> None: ...
 
 
 class Clock(Protocol):
@@ -56,108 +70,178 @@ class FileSource:
 
     def __init__(self, path: Path, clock: Clock = time) -> None:
         self.path = path
+        self.name = str(path)
         self._clock = clock
-        self._seen: Signature | None = None
+        self._taken: Signature | None | str = "nothing yet"
+        self._pending: Signature | None | str = "nothing yet"
+        self._quiet_since = 0.0
+        self._restless_since: float | None = None
 
-    def changed(self) -> bool:
-        """Whether the file is another one than the last that was read."""
+    def look(self) -> Candidate | None:
+        """What the file says, once it has come to rest and is another one than before."""
         try:
-            return self._signature() != self._seen
-        except OSError:
-            return self._seen is not None
-
-    def read(self) -> Revision:
-        """The content once it has come to rest."""
-        deadline = self._clock.monotonic() + PATIENCE
-        try:
-            while True:
-                before = self._signature()
-                if time.time() - before[4] / 1e9 < SETTLE:
-                    self._clock.sleep(SETTLE)
-                data = self._content()
-                rests = before == self._signature() and data == self._content()
-                if rests:
-                    return self._revision(data, before)
-                if self._clock.monotonic() > deadline:
-                    raise SourceError(f"{self.path}: still being written after {PATIENCE:g} s")
+            found = self._signature()
+            if found == self._taken:
+                self._restless_since = None
+                return None
+            if not self._rests(found):
+                return None
+            return self._take(found)
         except OSError as error:
-            self._seen = None
-            raise SourceError(f"{self.path}: {error.strerror}; what is applied stays") from error
+            raise SourceError(f"{self.path}: {error.strerror}", "Unreadable") from error
 
-    def _revision(self, data: bytes, signature: Signature) -> Revision:
-        self._seen = signature
-        try:
-            text = data.decode()
-        except UnicodeDecodeError as error:
-            raise SourceError(f"{self.path}: byte {error.start} is not UTF-8") from error
-        if not text.strip():
-            raise SourceError(f"{self.path}: the file is empty; what is applied stays")
-        digest = hashlib.sha256(data).digest()
-        return Revision(str(self.path), text, digest, _commit(text, signature[0]))
+    def preview(self) -> Candidate:
+        return self.read()
 
-    def _signature(self) -> Signature:
+    def read(self) -> Candidate:
+        """The content, waiting for it to come to rest."""
+        deadline = self._clock.monotonic() + LOCK_GRACE + 2 * PATIENCE
+        self._taken = "nothing yet"
+        while self._clock.monotonic() < deadline:
+            if found := self.look():
+                return found
+            self._clock.sleep(SETTLE / 4)
+        raise SourceError(f"{self.path}: still being written after {PATIENCE:g} s", "Restless")
+
+    def due(self) -> float:
+        return SETTLE / 4 if self._restless_since is not None else float("inf")
+
+    def start(self, wake: Callable[[], None]) -> None:
+        """Looks and hints are all there is."""
+
+    def hurry(self) -> None:
+        """Every look is as quick as it can be."""
+
+    def accepted(self, taken: Revision) -> None:
+        """Nothing to remember: a file has no history."""
+
+    def folders(self) -> tuple[Path, ...]:
+        return tuple(dict.fromkeys(folders_on_the_way(self.path)))
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+    def _signature(self) -> Signature | None:
         target = os.path.realpath(self.path)
-        found = Path(target).stat()
+        try:
+            found = Path(target).stat()
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(found.st_mode):
+            raise SourceError(f"{self.path}: not a regular file", "NotAFile")
         return (
             target, found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size,
         )  # fmt: skip
 
-    def _content(self) -> bytes:
-        with self.path.open("rb") as file:
+    def _rests(self, found: Signature | None) -> bool:
+        now = self._clock.monotonic()
+        if self._restless_since is None:
+            self._restless_since = now
+        if found != self._pending:
+            self._pending, self._quiet_since = found, now
+        quiet, restless = now - self._quiet_since, now - self._restless_since
+        if found is None:
+            return quiet >= SETTLE
+        if provenance.checking_out(Path(found[0])) and restless < LOCK_GRACE:
+            return False
+        if _open_for_writing(found[0]):
+            return quiet >= PATIENCE
+        return quiet >= SETTLE or restless >= PATIENCE
+
+    def _take(self, found: Signature | None) -> Candidate | None:
+        if found is None:
+            self._settled(found)
+            raise SourceError(f"{self.path}: there is no such file", "FileMissing")
+        data = self._content(found)
+        if data is None:
+            return None
+        self._settled(found)
+        if len(data) > MAX_BYTES:
+            message = f"{self.path}: more than {MAX_BYTES >> 20} MiB, which no lb.yaml is"
+            raise SourceError(message, "TooLarge")
+        made = provenance.of_file(data, self.path, Path(found[0]))
+        return Candidate(revision(str(self.path), data, made))
+
+    def _settled(self, found: Signature | None) -> None:
+        self._taken, self._restless_since = found, None
+
+    def _content(self, expected: Signature) -> bytes | None:
+        """Read twice; None when anything moved meanwhile."""
+        first = _bytes_of(expected)
+        if first is None or self._signature() != expected:
+            return None
+        again = _bytes_of(expected)
+        return first if first == again and self._signature() == expected else None
+
+
+def _bytes_of(expected: Signature) -> bytes | None:
+    """The bytes of just that file; None when its name is another's by now."""
+    target, device, inode, *_ = expected
+    with suppress(FileNotFoundError), Path(target).open("rb") as file:
+        opened = os.fstat(file.fileno())
+        if (opened.st_dev, opened.st_ino) == (device, inode):
             return file.read(MAX_BYTES + 1)
+    return None
 
 
-def _commit(text: str, target: str) -> str:
-    """As a pull script noted it, or as git-sync names its work trees."""
-    noted = _COMMIT.search(text[:400])
-    if noted:
-        return noted[1]
-    return next((part for part in reversed(Path(target).parts) if _SHA.match(part)), "")
+def _open_for_writing(target: str) -> bool:
+    """Whether someone may be half-way through: the kernel gives no read lease then.
 
-
-class Hint(FileSystemEventHandler):
-    """Wakes whoever waits when something happens in a directory.
-
-    What it misses does not matter: the signature is the truth, and looked at anyway.
+    Where leases are not to be had (another's file without CAP_LEASE, many network file
+    systems) nobody knows, and the quiet time has to do.
     """
+    with suppress(FileNotFoundError), Path(target).open("rb") as file:
+        try:
+            # A writer that comes just now is announced by a signal: one that nobody minds.
+            fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+    return False
 
-    def __init__(self, directories: Mapping[Path, None], wake: Callable[[], None]) -> None:
-        self._wake = wake
-        self._observer = Observer()
-        for directory in directories:
-            if directory.is_dir():
-                self._observer.schedule(self, str(directory), recursive=False)
 
-    def __enter__(self) -> Self:
-        self._observer.daemon = True
-        with suppress(OSError):  # out of inotify watches: polling finds out too, a little later
-            self._observer.start()
-        return self
+def folders_on_the_way(path: Path) -> Iterator[Path]:
+    """The folders that hold the path's last part, and every link that is followed on the way."""
+    here = Path("/")
+    ahead = list(reversed(Path(os.path.abspath(path)).parts[1:]))  # noqa: PTH100 -- resolves no links
+    hops = 0
+    while ahead:
+        part = ahead.pop()
+        step = here.parent if part == ".." else here / part
+        if step.is_symlink() and hops < _HOPS:
+            hops += 1
+            yield here
+            target = step.readlink()
+            here = Path("/") if target.is_absolute() else here
+            ahead += [part for part in reversed(target.parts) if part != "/"]
+            continue
+        if not ahead:
+            yield step.parent
+        here = step
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._observer.is_alive():
-            self._observer.stop()
-            self._observer.join()
 
-    def dispatch(self, event: FileSystemEvent) -> None:
-        if event.event_type in _CHANGES:
-            self._wake()
+_HOPS = 40  # as many as the kernel follows
 
 
 class Poke:
-    """Something may have happened: look again. Many pokes are one."""
+    """Something may have happened: look again. Many pokes are one.
+
+    Also a signal handler, so it takes no lock that the interrupted code may hold.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
-    def __call__(self, *_: Any) -> None:  # noqa: ANN401 -- also a signal handler
-        self._event.set()
+    def __call__(self, *_: Any) -> None:  # noqa: ANN401 -- signal number and frame
+        os.eventfd_write(self._event, 1)
 
-    def wait(self, timeout: float) -> None:
-        self._event.wait(timeout)
-        self._event.clear()
+    def wait(self, timeout: float) -> bool:
+        """Whether there was a poke within that time."""
+        ready, _, _ = select.select([self._event], [], [], max(timeout, 0))
+        if ready:
+            with suppress(BlockingIOError):
+                os.eventfd_read(self._event)
+        return bool(ready)

@@ -6,6 +6,7 @@ A law that needs the kernel says so itself: `pytestmark = pytest.mark.bpf`.
 import os
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Generator, Iterator
 from functools import cache
@@ -32,6 +33,13 @@ settings.load_profile(os.environ.get("PROFILE") or "quick")
 def kind_of(path: Path) -> str | None:
     parts = path.relative_to(HERE).parts if path.is_relative_to(HERE) else ()
     return parts[0] if parts and parts[0] in KINDS else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What the daemons keep goes where it is forgotten, unless a test says where."""
+    folder = tempfile.TemporaryDirectory(prefix="ek-state-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["STATE_DIRECTORY"] = folder.name
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
