@@ -18,7 +18,7 @@ from typing import Protocol
 
 from healthcheck.exchange import Reason, Result
 from healthcheck.health import Outcome
-from healthcheck.probes import Attempt, Probe
+from healthcheck.probes import Attempt
 from healthcheck.schedule import Beat, Wheel
 
 PULSE = 0.02  # how often at least to look while probes are under way: what is not measured cannot be given back
@@ -27,18 +27,33 @@ STALL = 0.25  # lateness after which what was due is spread anew, and failures f
 STARTS_AT_ONCE = 512  # per wake-up: answers are looked at in between
 _BATCH = 1024
 
+Begin = Callable[[], Attempt | Result]
+
+
+def nothing() -> None:
+    """For whoever has nothing to let go of, or does not want to hear."""
+
 
 class Watch:
     """One subject being probed, for as long as it is wanted."""
 
-    __slots__ = ("beat", "due", "probe", "timeout", "wanted")
+    __slots__ = ("beat", "due", "hurry", "let_go", "probe", "timeout", "wanted")
 
-    def __init__(self, probe: Probe, beat: Beat, timeout: float) -> None:
+    def __init__(
+        self, probe: Begin, beat: Beat, timeout: float, let_go: Callable[[], None] = nothing
+    ) -> None:
         self.probe = probe
+        self.let_go = let_go
         self.beat = beat
+        self.hurry = 0.0  # seconds from the end of one probe to the next; 0: on the beat
         self.timeout = timeout
         self.due = 0.0
         self.wanted = True
+
+    def pace(self, beat: Beat, hurry: float = 0.0) -> None:
+        """From the next probe on."""
+        self.beat = beat
+        self.hurry = hurry
 
 
 class Report(Protocol):
@@ -73,7 +88,7 @@ class Engine:
     def __init__(
         self,
         report: Report,
-        settled: Callable[[], None] = lambda: None,
+        settled: Callable[[], None] = nothing,
         *,
         in_flight: int = 4096,
         clock: Callable[[], float] = time.monotonic,
@@ -97,8 +112,10 @@ class Engine:
 
     # ---- what is watched
 
-    def watch(self, probe: Probe, beat: Beat, timeout: float) -> Watch:
-        watch = Watch(probe, beat, timeout)
+    def watch(
+        self, probe: Begin, beat: Beat, timeout: float, let_go: Callable[[], None] = nothing
+    ) -> Watch:
+        watch = Watch(probe, beat, timeout, let_go)
         self._schedule(watch, beat.soon(self.clock()))
         self._arm()
         return watch
@@ -106,8 +123,9 @@ class Engine:
     def forget(self, watch: Watch) -> None:
         """A probe of it that is under way ends unheard."""
         watch.wanted = False
+        watch.let_go()
 
-    def once(self, probe: Probe, timeout: float) -> Watch:
+    def once(self, probe: Begin, timeout: float) -> Watch:
         """Probed now and never again."""
         watch = Watch(probe, Beat(0, math.inf), timeout)
         self._waiting.append(watch)
@@ -177,11 +195,17 @@ class Engine:
     # ---- the steps of one wake-up
 
     def _drain(self, now: float, *, forgiving: bool) -> None:
+        flying = self._flying
         while events := self._epoll.poll(0, _BATCH):
             for fd, event in events:
-                flight = self._flying.get(fd)
-                if flight and flight.attempt and (result := flight.attempt.ready(event)):
+                flight = flying.get(fd)
+                if flight is None or flight.attempt is None:
+                    continue  # a socket at rest
+                result = flight.attempt.ready(event)
+                if isinstance(result, Result):
                     self._end(flight, _excused(result) if forgiving else result, now)
+                elif result:
+                    self._take_over(flight, result)
             if len(events) < _BATCH:
                 return
 
@@ -220,16 +244,28 @@ class Engine:
             return
         flight = _Flight(watch, attempt, started, started - self._given_back + watch.timeout)
         self._flying[attempt.fd] = flight
-        self._by_timeout.setdefault(watch.timeout, deque()).append(flight)
+        if (queue := self._by_timeout.get(watch.timeout)) is None:
+            queue = self._by_timeout[watch.timeout] = deque()
+        queue.append(flight)
         self._room -= 1
-        self._epoll.register(attempt.fd, attempt.events)
+        if not attempt.registered:
+            self._epoll.register(attempt.fd, attempt.events)
+
+    def _take_over(self, flight: _Flight, attempt: Attempt) -> None:
+        """The same probe goes on over another socket, within the same time."""
+        if flight.attempt:
+            del self._flying[flight.attempt.fd]
+        flight.attempt = attempt
+        self._flying[attempt.fd] = flight
+        if not attempt.registered:
+            self._epoll.register(attempt.fd, attempt.events)
 
     def _end(self, flight: _Flight, result: Result, now: float) -> None:
         attempt, flight.attempt = flight.attempt, None
         if attempt is None:
             return
         del self._flying[attempt.fd]
-        attempt.close()  # which takes it out of the epoll set too
+        attempt.close()  # which takes the socket out of the epoll set too, unless it is kept
         self._room += 1
         self._say(flight.watch, result, now - flight.started)
         self._again(flight.watch, now)
@@ -243,7 +279,12 @@ class Engine:
 
     def _again(self, watch: Watch, now: float) -> None:
         if watch.wanted and watch.beat.every < math.inf:
-            self._schedule(watch, watch.beat.next(watch.due, now))
+            due = (
+                watch.beat.hurried(watch.hurry, now)
+                if watch.hurry
+                else watch.beat.next(watch.due, now)
+            )
+            self._schedule(watch, due)
 
     def _schedule(self, watch: Watch, due: float) -> None:
         watch.due = due

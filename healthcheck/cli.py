@@ -17,13 +17,15 @@ from typing import Any, NoReturn
 from healthcheck import targets
 from healthcheck.checker import Engine, Watch
 from healthcheck.exchange import Result
-from healthcheck.fleet import GAP, Fleet
+from healthcheck.fleet import STEP, Fleet
 from healthcheck.health import Outcome
+from healthcheck.stock import Stock
 from healthcheck.targets import Backend, TargetsError
 
 ALL_UP, OWN_ERROR, SOME_DOWN, USAGE = 0, 1, 2, 64
 RUN_DIR = Path("/run/evenkeel")
 ROUND_VERSION = "1.0"
+IN_FLIGHT = 4096
 
 EXAMPLES = """\
 examples:
@@ -85,34 +87,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     run_dir: Path = options.run_dir or RUN_DIR / options.instance
     targets_path: Path = options.targets or run_dir / "targets.json"
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
-    raise_descriptor_limit()
+    in_flight = room(raise_descriptor_limit())
     try:
         if options.once:
             return once(targets_path, options.output or "text")
-        return run(targets_path, run_dir, options.instance)
+        return run(targets_path, run_dir, options.instance, in_flight)
     except (TargetsError, OSError) as error:
         print(f"healthcheck: {error}", file=sys.stderr)
         return OWN_ERROR
 
 
 def raise_descriptor_limit() -> int:
-    """As many sockets as we are allowed; how many probes may be under way."""
+    """As many sockets as we are allowed; how many that is."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
 
 
+def room(descriptors: int) -> int:
+    """How many probes may be under way: files, maps and kept connections need descriptors too."""
+    return max(min(IN_FLIGHT, descriptors // 2), 1)
+
+
 # ---- the daemon
 
 
-def run(targets_path: Path, run_dir: Path, instance: str) -> int:
+def run(targets_path: Path, run_dir: Path, instance: str, in_flight: int) -> int:
     # Imported here: --once works where there is no bcc and no kernel to talk to.
     from healthcheck.pinned import open_pinned  # noqa: PLC0415
 
     run_dir.mkdir(parents=True, exist_ok=True)
     with alone(run_dir / "healthcheck.lock"):
-        fleet = Fleet(targets_path, run_dir / "health.json", instance, open_pinned)
+        fleet = Fleet(
+            targets_path, run_dir / "health.json", instance, open_pinned, in_flight=in_flight
+        )
         try:
             asyncio.run(follow(fleet))
         finally:
@@ -149,12 +158,14 @@ async def follow(fleet: Fleet) -> None:
 
     loop.set_exception_handler(give_up)
     fleet.engine.attach(loop)
-    while not stop.is_set():
-        fleet.look()
-        try:
-            await asyncio.wait_for(stop.wait(), GAP)
-        except TimeoutError:
-            continue
+
+    def step() -> None:
+        if not stop.is_set():
+            fleet.step()
+            loop.call_later(STEP, step)
+
+    loop.call_soon(step)
+    await stop.wait()
     if broken:
         raise broken[0]
 
@@ -170,7 +181,7 @@ def once(targets_path: Path, output: str) -> int:
     outcomes = {result.outcome for result, _ in results.values()}
     if Outcome.NEUTRAL in outcomes:
         return OWN_ERROR
-    return SOME_DOWN if Outcome.FAIL in outcomes else ALL_UP
+    return SOME_DOWN if outcomes - {Outcome.PASS} else ALL_UP
 
 
 async def one_round(backends: Sequence[Backend]) -> dict[Backend, tuple[Result, float]]:
@@ -184,9 +195,11 @@ async def one_round(backends: Sequence[Backend]) -> dict[Backend, tuple[Result, 
             done.set()
 
     engine = Engine(report)
+    stock = Stock(keep=False)
     try:
         watches = {
-            subject: engine.once(subject.probe(), subject.check.timeout) for subject in subjects
+            subject: engine.once(subject.probe(stock), subject.check.timeout)
+            for subject in subjects
         }
         engine.attach(asyncio.get_running_loop())
         if subjects:

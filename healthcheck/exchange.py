@@ -1,21 +1,16 @@
-"""What is said over a connection, and what the answer means. Knows no socket and no time.
+"""What is said to a backend, and what the answer means. Knows no socket and no time.
 
-An exchange gets bytes and returns a result as soon as there is one. It reads no further than the verdict needs:
-a body is never waited for, and headers have a budget.
+An exchange gets bytes and returns a result as soon as there is one. It reads no further than the verdict needs,
+and everything that it keeps has a budget.
 """
 
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
 from healthcheck.health import Outcome
 
-HEAD_LIMIT = 16384  # bytes; more than any server's own limit on what it accepts
-
-_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
-_STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] ([1-5][0-9]{2})(?: [^\r\n]*)?\r?\n")
-_PROTOCOL = b"HTTP/1."
+WINDOW = 16384  # bytes of an answer that are looked at; more than any server's own limit on a request's head
 
 
 class Reason(StrEnum):
@@ -32,6 +27,16 @@ class Reason(StrEnum):
     WRONG_STATUS = "wrong-status"
     BAD_ANSWER = "bad-answer"  # not the protocol that was asked for
     OWN_TROUBLE = "own-trouble"  # we could not probe
+    WRONG_HEADER = "wrong-header"
+    WRONG_BODY = "wrong-body"
+    WRONG_ANSWER = "wrong-answer"  # the right protocol, other words than expected
+    TOO_LARGE = "too-large"  # no verdict within the bytes that are looked at
+    TLS_TIMEOUT = "tls-timeout"
+    TLS_PROTOCOL = "tls-protocol"  # no handshake that both sides understand
+    TLS_EXPIRED = "tls-expired"  # or not valid yet
+    TLS_UNTRUSTED = "tls-untrusted"
+    TLS_NAME = "tls-name"  # a certificate for somebody else
+    TLS_ALPN = "tls-alpn"  # none of the offered protocols was agreed on
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,7 @@ class Result:
     outcome: Outcome
     reason: Reason
     detail: str = ""
+    valid_until: float | None = None  # of the certificate that was shown, seconds since the epoch
 
 
 def failed(reason: Reason, detail: str) -> Result:
@@ -48,74 +54,50 @@ def failed(reason: Reason, detail: str) -> Result:
 class Exchange(Protocol):
     """What follows a connection. One exchange serves one probe."""
 
-    request: bytes
+    request: bytes  # to be sent; whoever sends takes it away
 
     def receive(self, data: bytes) -> Result | None:
         """The result, if it is known now. Empty `data`: the other side will send no more; that is a result."""
 
-    def progress(self) -> str:
-        """How far it has come, for whoever runs out of patience."""
+    def overdue(self) -> Result:
+        """What it means that there is no result by now."""
+
+    def again(self) -> "Exchange | None":
+        """After a pass: the same, to be asked anew over this connection; None where that cannot be."""
 
 
-class HttpGet:
-    """A status in the expected ranges, once the headers are complete. Redirects are answers, not followed."""
+class Words:
+    """Bytes to send, bytes to find in what comes back: for protocols of a greeting and a line or two."""
 
-    __slots__ = ("_expect", "_head", "request")
+    __slots__ = ("_expected", "_heard", "request")
 
-    def __init__(self, request: bytes, expect: tuple[tuple[int, int], ...]) -> None:
-        self.request = request
-        self._expect = expect
-        self._head = b""
+    def __init__(self, send: bytes, expected: bytes) -> None:
+        self.request = send
+        self._expected = expected
+        self._heard = b""
 
     def receive(self, data: bytes) -> Result | None:
         if not data:
-            return failed(Reason.CLOSED_EARLY, self.progress())
-        searched = max(len(self._head) - 3, 0)
-        self._head += data
-        if self._head[: len(_PROTOCOL)] != _PROTOCOL[: len(self._head)]:
-            return failed(Reason.BAD_ANSWER, f"not HTTP/1: {_excerpt(self._head)}")
-        while end := _END_OF_HEAD.search(self._head, searched):
-            if result := self._judge():
-                return result
-            self._head, searched = self._head[end.end() :], 0  # the final answer is still to come
-        if len(self._head) > HEAD_LIMIT:
-            return failed(Reason.BAD_ANSWER, f"headers go on after {HEAD_LIMIT} bytes")
+            reason = Reason.WRONG_ANSWER if self._heard else Reason.CLOSED_EARLY
+            return failed(reason, self._progress())
+        self._heard += data
+        if self._expected in self._heard[:WINDOW]:
+            return Result(Outcome.PASS, Reason.ANSWERED)
+        if len(self._heard) >= WINDOW:
+            return failed(Reason.TOO_LARGE, f"not in the first {WINDOW} bytes")
         return None
 
-    def progress(self) -> str:
-        if not self._head:
-            return "no answer to the request"
-        return f"headers incomplete after {len(self._head)} bytes"
+    def overdue(self) -> Result:
+        reason = Reason.WRONG_ANSWER if self._heard else Reason.ANSWER_TIMEOUT
+        return failed(reason, self._progress())
 
-    def _judge(self) -> Result | None:
-        """The verdict on a complete head; none for an interim answer (1xx)."""
-        line = _STATUS_LINE.match(self._head)
-        if not line:
-            return failed(Reason.BAD_ANSWER, f"no status line: {_excerpt(self._head)}")
-        status = int(line[1])
-        if any(low <= status <= high for low, high in self._expect):
-            return Result(Outcome.PASS, Reason.ANSWERED, f"status {status}")
-        if status // 100 == 1:
-            return None
-        return failed(Reason.WRONG_STATUS, f"status {status}, expected {ranges(self._expect)}")
+    def again(self) -> None:
+        return None
+
+    def _progress(self) -> str:
+        return f"expected words not in {excerpt(self._heard)}" if self._heard else "no answer"
 
 
-def get(path: str, host: str) -> bytes:
-    """The request, once per target: building it anew for each probe would cost as much as sending it."""
-    lines = (
-        f"GET {path} HTTP/1.1",
-        f"Host: {host}",
-        "User-Agent: evenkeel-healthcheck",
-        "Accept: */*",
-        "Connection: close",
-    )
-    return "".join(f"{line}\r\n" for line in (*lines, "")).encode("ascii")
-
-
-def ranges(expect: tuple[tuple[int, int], ...]) -> str:
-    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in expect)
-
-
-def _excerpt(data: bytes) -> str:
+def excerpt(data: bytes) -> str:
     """The beginning of somebody else's bytes, safe to print."""
     return ascii(data[:40])[1:]

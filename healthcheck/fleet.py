@@ -1,27 +1,31 @@
 """All backends: from what the reconciler wants probed to what the health map says. Probes nothing itself.
 
 Health belongs to backends, results to subjects: whoever shares an address and a definition shares the probe.
-Verdicts outlive everything but contrary evidence. A new definition, another incarnation of the same backend, a
-restart of this process (the map remembers), a health map made anew: none of them changes one.
 """
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from healthcheck import report, targets
 from healthcheck.checker import Engine, Watch
+from healthcheck.definition import Subject
 from healthcheck.exchange import Result
-from healthcheck.health import Health, Outcome, State
-from healthcheck.report import Condition, Last, Member
+from healthcheck.health import FULL, Outcome, Pace, State
+from healthcheck.members import Adoption, Member, Past, difference
+from healthcheck.report import Condition, Report
 from healthcheck.schedule import Beat, seed
-from healthcheck.targets import Backend, Subject, Targets, TargetsError
-from healthcheck.verdicts import Opener, Verdicts, VerdictsError
+from healthcheck.stock import Stock
+from healthcheck.targets import Targets, TargetsError
+from healthcheck.verdicts import Opener, Verdict, Verdicts, VerdictsError
 
-GAP = 0.2  # seconds between two reports at least ...
+STEP = 0.025  # seconds between two slices of other work
+GAP = 0.2  # between two looks around, and between two reports at least ...
 REFRESH = 5.0  # ... and at most: readers may take an older one for stale
+
+_PACES = (Pace.FAST, Pace.STEADY, Pace.SLOW)  # whoever shares a probe is served by the most urgent
 
 log = logging.getLogger("healthcheck")
 
@@ -57,9 +61,12 @@ class Fleet:
         now: Callable[
             [], float
         ] = time.time,  # for people: what is paced goes by the engine's clock
+        in_flight: int = 4096,
+        stock: Stock | None = None,
     ) -> None:
-        self.engine = Engine(self.learn, self.settle)
+        self.engine = Engine(self.learn, self.settle, in_flight=in_flight)
         self.conditions = Conditions(now)
+        self._stock = stock or Stock()
         self._targets_path = targets_path
         self._report_path = report_path
         self._instance = instance
@@ -70,53 +77,76 @@ class Fleet:
         self._members: list[Member] = []
         self._watches: dict[Subject, Watch] = {}
         self._audience: dict[Watch, list[Member]] = {}
-        self._unwritten: dict[int, State] = {}
+        self._unwritten: dict[int, Verdict] = {}
+        self._ramping: set[int] = set()  # ids of backends with less than their whole share
+        self._report = Report(instance)
         self._news = False  # since the last report
+        self._refreshing = False
         self._reported = -REFRESH
-        self._remembered = report.remembered(report_path)
+        self._looked = -GAP
+        self._past = report.past(report_path)
 
     # ---- what the engine tells
 
     def learn(self, watch: Watch, result: Result, latency: float) -> None:
-        last = Last(result, latency, self._now())
+        at = self._now()
         for member in self._audience.get(watch, ()):
-            member.last = last
-            member.counters.count(result.outcome)
             before = member.health
-            member.health = before.after(result.outcome, member.backend.subject.check.thresholds)
-            if member.health.state is not before.state:
-                self._flip(member, before, result)
+            if member.hear(result, latency, at):
+                self._flip(member, before.state, result)
+            if member.health is not before:
+                self._pace(watch)
 
     def settle(self) -> None:
         """After a batch of results: all their flips are one write."""
         if self._unwritten:
             self._write()
-        if self._news and self._age() >= GAP:
-            self.publish()
+        if self._news and self._age() >= GAP and self._report.told():
+            self._publish()
 
     # ---- what changes around us
 
+    def step(self) -> None:
+        """A little of everything that can wait: so often, and so little, that no probe is late for it."""
+        if self.engine.clock() - self._looked >= GAP:
+            self.look()
+        elif self._refreshing and self._report.step() and self._age() >= GAP:
+            self._publish()
+
     def look(self) -> None:
         """Level-triggered: whatever may have happened, compare and catch up."""
+        self._looked = self.engine.clock()
         try:
             self._follow()
         except (TargetsError, OSError) as error:
             self.conditions.set("targets", str(error))
         except VerdictsError as error:
             self.conditions.set("health-map", str(error))
+        if self._ramping:
+            self._ramp()
         self.settle()
-        if self._age() >= REFRESH:
-            self.publish()
+        if self._age() >= REFRESH and not self._refreshing:
+            self._refreshing = True
+            self._report.refresh()
+            if self._report.step():
+                self._publish()
 
     def publish(self) -> None:
+        """Everything, now."""
+        self._report.refresh()
+        while not self._report.step():
+            pass
+        self._publish()
+
+    def _publish(self) -> None:
         now = self._now()
         self.conditions.set("own-trouble", own_trouble(self._members))
-        content = report.document(
-            self._instance, self._members, self.conditions.all(), self.engine.tally, now
-        )
+        self.conditions.set("certificates", ending(self._members, now))
+        text = self._report.text(self.conditions.all(), self.engine.tally, now)
         self._reported = self.engine.clock()
+        self._refreshing = False
         try:
-            report.publish(self._report_path, content)
+            report.publish(self._report_path, text)
         except OSError as error:
             self.conditions.set("report", f"{self._report_path}: cannot write: {error}")
             return
@@ -129,6 +159,9 @@ class Fleet:
     def close(self) -> None:
         """The map keeps what it says: forwarding goes on with it."""
         self.engine.close()
+        for watch in self._watches.values():
+            self.engine.forget(watch)
+        self._stock.close()
         if self._verdicts:
             self._verdicts.close()
 
@@ -170,41 +203,77 @@ class Fleet:
 
     def _adopt(self, wanted: Targets, verdicts: Verdicts) -> None:
         recorded = verdicts.read()
-        self._members = adopt(wanted.backends, self._members, recorded, self._remembered)
-        self._remembered = {}
+        clock = self.engine.clock()
+        adoption = Adoption(self._members, recorded, self._past, self._now(), clock)
+        self._members = adoption.members(wanted.backends)
+        self._past = Past()
         self._unwritten = difference(self._members, recorded)
+        self._ramping = {m.backend.id for m in self._members if m.ramp < FULL}
         self._watch(self._members)
+        self._report.follow(self._members)
         self._news = True
         log.info("%d backends, %d probes", len(self._members), len(self._watches))
 
     def _watch(self, members: list[Member]) -> None:
         """Probes go on where the subject stays, with their phase; only what is new or gone is touched."""
-        wanted = {member.backend.subject for member in members}
-        for subject in self._watches.keys() - wanted:
-            self.engine.forget(self._watches.pop(subject))
-        for subject in wanted - self._watches.keys():
-            beat = Beat(seed(subject.identity()), subject.check.every)
-            self._watches[subject] = self.engine.watch(subject.probe(), beat, subject.check.timeout)
-        self._audience = {watch: [] for watch in self._watches.values()}
+        audience: dict[Subject, list[Member]] = {}
         for member in members:
-            self._audience[self._watches[member.backend.subject]].append(member)
+            audience.setdefault(member.backend.subject, []).append(member)
+        for subject in self._watches.keys() - audience.keys():
+            self.engine.forget(self._watches.pop(subject))
+        for subject in audience.keys() - self._watches.keys():
+            self._watches[subject] = self._begin(subject)
+        self._audience = {self._watches[subject]: heard for subject, heard in audience.items()}
+        for watch in self._audience:
+            self._pace(watch)
+
+    def _begin(self, subject: Subject) -> Watch:
+        pacing, probe = subject.check.pacing, subject.probe(self._stock)
+        beat = Beat(seed(subject.identity()), pacing.every, pacing.jitter)
+        return self.engine.watch(probe, beat, subject.check.timeout, probe.close)
+
+    def _pace(self, watch: Watch) -> None:
+        members = self._audience[watch]
+        paces = {member.health.pace() for member in members}
+        pace = next(pace for pace in _PACES if pace in paces)
+        pacing = members[0].backend.subject.check.pacing
+        hurry = pacing.fast if pace is Pace.FAST and pacing.fast < pacing.every else 0.0
+        every = pacing.slow if pace is Pace.SLOW else pacing.every
+        if watch.beat.every != every:
+            watch.pace(watch.beat.paced(every), hurry)
+        else:
+            watch.hurry = hurry
 
     # ---- writing
 
-    def _flip(self, member: Member, before: Health, result: Result) -> None:
-        member.since = self._now()
-        member.counters.flips += 1
-        self._unwritten[member.backend.id] = member.health.state
+    def _flip(self, member: Member, before: State, result: Result) -> None:
+        if member.health.state is State.UP and before is State.DOWN:
+            member.returns(self.engine.clock())
+        else:
+            member.ramp = FULL
+        if member.ramp < FULL:
+            self._ramping.add(member.backend.id)
+        self._unwritten[member.backend.id] = member.verdict
+        self._report.touch(member)
         self._news = True
         log.info(
             "%s %s: %s -> %s: %s%s",
             member.backend.name,
             member.backend.subject,
-            before.state,
+            before,
             member.health.state,
             result.reason,
             f" ({result.detail})" if result.detail else "",
         )
+
+    def _ramp(self) -> None:
+        clock = self.engine.clock()
+        for member in self._members:
+            if member.backend.id in self._ramping:
+                if member.ramped(clock):
+                    self._unwritten[member.backend.id] = member.verdict
+                if member.ramp == FULL:
+                    self._ramping.discard(member.backend.id)
 
     def _write(self) -> None:
         if self._verdicts is None:
@@ -218,63 +287,24 @@ class Fleet:
         self.conditions.set("health-map", "")
 
 
-def adopt(
-    backends: Iterable[Backend],
-    old: Iterable[Member],
-    recorded: dict[int, State],
-    since: dict[int, tuple[State, float]],
-) -> list[Member]:
-    """The members for these backends, each with the best that is known of it."""
-    by_id = {member.backend.id: member for member in old}
-    by_place = {_place(member.backend): member for member in by_id.values()}
-
-    def known(backend: Backend) -> Member:
-        before = by_id.get(backend.id) or by_place.get(_place(backend))
-        if before is None or before.health.state is State.UNKNOWN:
-            return _recorded(backend, recorded, since, before)
-        same = before.backend.subject == backend.subject
-        health = before.health if same else before.health.redefined()
-        return Member(backend, health, before.since, before.last, before.counters)
-
-    return [known(backend) for backend in backends]
-
-
-def _recorded(
-    backend: Backend,
-    recorded: dict[int, State],
-    since: dict[int, tuple[State, float]],
-    before: Member | None,
-) -> Member:
-    member = before or Member(backend)
-    state = recorded.get(backend.id, State.UNKNOWN)
-    was, began = since.get(backend.id, (State.UNKNOWN, 0.0))
-    return Member(
-        backend, Health(state), began if was is state else None, member.last, member.counters
-    )
-
-
-def _place(backend: Backend) -> tuple[str, str, int]:
-    """What stays when an id gets a new incarnation."""
-    return backend.name, backend.subject.address, backend.subject.port
-
-
-def difference(members: Iterable[Member], recorded: dict[int, State]) -> dict[int, State]:
-    """What to write so that the map says what is known: of these backends, and nothing of others.
-
-    A backend that is no longer checked must not stay down for ever because it was down when its check went.
-    """
-    known = {member.backend.id: member.health.state for member in members}
-    wrong = {
-        id_: state for id_, state in known.items() if recorded.get(id_, State.UNKNOWN) is not state
-    }
-    gone = dict.fromkeys(recorded.keys() - known.keys(), State.UNKNOWN)
-    return gone | wrong  # in this order: an index may have passed from one to the other
-
-
 def own_trouble(members: Sequence[Member]) -> str:
     """What keeps us from probing, if anything does."""
-    newest = [member.last.result for member in members if member.last]
+    newest = [member.last for member in members if member.last]
     unable = [result.detail for result in newest if result.outcome is Outcome.NEUTRAL]
     if not unable:
         return ""
     return f"{len(unable)} of {len(members)} backends could not be probed: {unable[0]}"
+
+
+def ending(members: Sequence[Member], now: float) -> str:
+    """Certificates that end soon, the soonest by name."""
+    soon = [
+        (member.last.valid_until, member.backend.name)
+        for member in members
+        if member.last and member.last.valid_until is not None
+        if member.last.valid_until - now < member.backend.subject.check.secure.warning
+    ]
+    if not soon:
+        return ""
+    until, name = min(soon)
+    return f"{len(soon)} certificates end soon: {name}'s in {max(until - now, 0) / 86400:.0f} days"

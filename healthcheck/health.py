@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 
+FULL = 255  # a ramp at its end: every slot of the backend counts as up
+RELAPSES = 8  # what is remembered of a backend that flaps: enough for every rise that makes sense
+
 
 class State(StrEnum):
     UNKNOWN = "unknown"  # never answered for: the first result decides, whichever it is
@@ -18,13 +21,25 @@ class State(StrEnum):
 class Outcome(Enum):
     PASS = "pass"  # noqa: S105 - an outcome, not a password
     FAIL = "fail"
+    OUT = "out"  # the backend itself asks not to be used: down at once
     NEUTRAL = "neutral"  # the trouble was our own: it says nothing about the backend
+
+
+class Pace(Enum):
+    """How soon to ask again."""
+
+    STEADY = "steady"
+    FAST = "fast"  # a change is pending, or nothing is known yet
+    SLOW = "slow"  # down, and nothing says otherwise
 
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
     rise: int = 2
     fall: int = 3
+    settle: int = (
+        0  # good answers after which a rise counts as lasting; 0: relapses are not remembered
+    )
 
     def to_leave(self, state: State) -> int:
         """How many contrary results in a row end this state."""
@@ -37,23 +52,63 @@ class Health:
 
     state: State = State.UNKNOWN
     contrary: int = 0  # results in a row that disagree with `state`
+    relapses: int = 0  # falls in a row that came before the rise had settled
+    unsettled: int = 0  # good answers still to come until the rise counts as lasting
 
     def after(self, outcome: Outcome, thresholds: Thresholds) -> "Health":
         if outcome is Outcome.NEUTRAL:
             return self
         seen = State.UP if outcome is Outcome.PASS else State.DOWN
         if seen is self.state:
-            return replace(self, contrary=0) if self.contrary else self
-        if self.contrary + 1 >= thresholds.to_leave(self.state):
-            return Health(seen)
+            return self._confirmed()
+        if outcome is Outcome.OUT or self.contrary + 1 >= self.needed(thresholds):
+            return self._turned(seen, thresholds)
         return replace(self, contrary=self.contrary + 1)
+
+    def needed(self, thresholds: Thresholds) -> int:
+        """How many contrary results in a row end this verdict. Whoever falls again and again has to prove more."""
+        needed = thresholds.to_leave(self.state)
+        return needed << self.relapses if self.state is State.DOWN else needed
+
+    def pace(self) -> Pace:
+        if self.contrary or self.state is State.UNKNOWN:
+            return Pace.FAST
+        return Pace.SLOW if self.state is State.DOWN else Pace.STEADY
 
     def redefined(self) -> "Health":
         """The verdict holds under a new definition; what was counted under the old one does not."""
-        return replace(self, contrary=0)
+        return Health(self.state)
+
+    def doubted(self, thresholds: Thresholds) -> "Health":
+        """A verdict from long ago: it holds, and the first contrary result ends it."""
+        return Health(self.state, self.needed(thresholds) - 1)
+
+    def _confirmed(self) -> "Health":
+        if self.unsettled:
+            left = self.unsettled - 1
+            return Health(self.state, relapses=self.relapses if left else 0, unsettled=left)
+        return replace(self, contrary=0) if self.contrary else self
+
+    def _turned(self, seen: State, thresholds: Thresholds) -> "Health":
+        if seen is State.UP:
+            return Health(seen, relapses=self.relapses, unsettled=thresholds.settle)
+        return Health(seen, relapses=min(self.relapses + 1, RELAPSES) if self.unsettled else 0)
 
 
 def after_all(health: Health, outcomes: Iterable[Outcome], thresholds: Thresholds) -> Health:
     for outcome in outcomes:
         health = health.after(outcome, thresholds)
     return health
+
+
+def first(pool: Iterable[State], *, assumed_up: bool) -> Health:
+    """A backend that nobody has judged. It joins a serving pool from below; a new service may start with one success."""
+    serving = State.UP in pool
+    return Health(State.DOWN if serving and not assumed_up else State.UNKNOWN)
+
+
+def ramp(elapsed: float, over: float, start: int = 0) -> int:
+    """How much of its share a backend has that came back `elapsed` seconds ago, of 255."""
+    if elapsed >= over:
+        return FULL
+    return start + int((FULL - start) * max(elapsed, 0) / over)

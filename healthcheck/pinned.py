@@ -11,9 +11,7 @@ from bpf.abi import Health, HealthState, IdLayout
 from bpf.kernel import Instance, KernelError
 from bpf.pins import Pins
 from healthcheck.health import State
-from healthcheck.verdicts import Verdicts, VerdictsError
-
-NO_RAMP = 255  # every slot of the backend counts as up
+from healthcheck.verdicts import Verdict, Verdicts, VerdictsError
 
 _TO_KERNEL = {
     State.UNKNOWN: HealthState.UNKNOWN,
@@ -28,19 +26,25 @@ class PinnedVerdicts:
         self._instance = instance
         self._map = instance.maps.health
 
-    def read(self) -> dict[int, State]:
+    def read(self) -> dict[int, Verdict]:
         try:
             entries = self._map.items()
         except (KernelError, OSError) as error:
             raise VerdictsError(str(error)) from error
-        states = ((entry.id, _FROM_KERNEL.get(entry.state, State.UNKNOWN)) for _, entry in entries)
-        return {id_: state for id_, state in states if id_ and state is not State.UNKNOWN}
+        said = {
+            entry.id: Verdict(_FROM_KERNEL.get(entry.state, State.UNKNOWN), entry.ramp)
+            for _, entry in entries
+        }
+        return {id_: one for id_, one in said.items() if id_ and one.state is not State.UNKNOWN}
 
-    def write(self, verdicts: Iterable[tuple[int, State]]) -> None:
+    def write(self, verdicts: Iterable[tuple[int, Verdict]]) -> None:
         try:
             self._map.put_many(
-                (id_ & IdLayout.INDEX_MASK, Health(id=id_, state=_TO_KERNEL[state], ramp=NO_RAMP))
-                for id_, state in verdicts
+                (
+                    id_ & IdLayout.INDEX_MASK,
+                    Health(id=id_, state=_TO_KERNEL[one.state], ramp=one.ramp),
+                )
+                for id_, one in verdicts
             )
         except (KernelError, OSError) as error:
             raise VerdictsError(str(error)) from error

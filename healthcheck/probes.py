@@ -14,20 +14,29 @@ import struct
 # The C type itself: socket.socket's constructor costs as much as the system call in it.
 from _socket import socket as Socket  # noqa: N812
 from collections.abc import Callable
-from dataclasses import dataclass
-from ipaddress import IPv6Address, ip_address
-from pathlib import Path
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from typing import Protocol
 
+from healthcheck.endpoint import Endpoint
 from healthcheck.exchange import Exchange, Reason, Result, failed
 from healthcheck.health import Outcome
+from healthcheck.stock import Stock
 
 CONNECTED = Result(Outcome.PASS, Reason.CONNECTED)
 OVER = EPOLLERR | EPOLLHUP
+# Edges, registered once: never touched again until the socket is closed.
+EDGES = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-_WINDOW = 4096  # bytes read at once; a healthy answer's headers fit
+_AT_ONCE = 4096  # bytes read in one go; a healthy answer's headers fit
+_TCP = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+_UDP = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+_RAW = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+_DATAGRAM = 65536
+_ECHO: dict[int, int] = {
+    socket.AF_INET: socket.IPPROTO_ICMP,
+    socket.AF_INET6: socket.IPPROTO_ICMPV6,
+}
 
 # What the network and the backend can do to a probe. Every other errno is about ourselves.
 _FAULTS = {
@@ -45,43 +54,18 @@ _FAULTS = {
 # On the wire "network unreachable" is a router's word; from connect() itself it is our own routing table's.
 _FAULTS_ON_THE_WIRE = {**_FAULTS, errno.ENETUNREACH: Reason.UNREACHABLE}
 
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """Where to connect, in the form that the kernel takes."""
-
-    family: int
-    sockaddr: tuple[str, int] | tuple[str, int, int, int]
-    may_be_ourselves: bool  # a port of ours could connect to itself, where nothing listens
-
-
-def endpoint(address: str, port: int) -> Endpoint:
-    parsed = ip_address(address)
-    risky = port >= lowest_own_port()
-    if isinstance(parsed, IPv6Address):
-        return Endpoint(socket.AF_INET6, (str(parsed), port, 0, 0), risky)
-    return Endpoint(socket.AF_INET, (str(parsed), port), risky)
-
-
-def lowest_own_port() -> int:
-    try:
-        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text("ascii").split()[0])
-    except OSError:
-        return 1  # not known: take every port for one
-
-
-def own_trouble(error: int, what: str) -> Result:
-    return Result(Outcome.NEUTRAL, Reason.OWN_TROUBLE, f"{what}: {os.strerror(error)}")
+Converse = Callable[[], Exchange]
 
 
 class Attempt(Protocol):
-    """A probe under way. Whoever waits for it registers `fd` for `events`, once."""
+    """A probe under way. Whoever waits for it registers `fd` for `events`, once, unless that was done before."""
 
     fd: int
     events: int
+    registered: bool
 
-    def ready(self, events: int) -> Result | None:
-        """Go on as far as the socket allows; the result when there is one."""
+    def ready(self, events: int) -> "Result | Attempt | None":
+        """Go on as far as the socket allows; the result when there is one, or the attempt that takes over."""
 
     def overdue(self) -> Result:
         """What it means that there is no result by now."""
@@ -89,84 +73,240 @@ class Attempt(Protocol):
     def close(self) -> None: ...
 
 
+class Probe(Protocol):
+    """One target, to be asked again and again."""
+
+    def __call__(self) -> Attempt | Result:
+        """An attempt under way, or why there is none."""
+
+    def close(self) -> None:
+        """It will not be asked again."""
+
+
+def own_trouble(error: int, what: str) -> Result:
+    return Result(Outcome.NEUTRAL, Reason.OWN_TROUBLE, f"{what}: {os.strerror(error)}")
+
+
 class Connection:
     """An attempt over TCP, from SYN to verdict."""
 
-    __slots__ = ("_connected", "_endpoint", "_exchange", "_socket", "events", "fd")
+    __slots__ = (
+        "_connected",
+        "_exchange",
+        "_kept",
+        "_socket",
+        "_tcp",
+        "events",
+        "fd",
+        "registered",
+    )
 
-    def __init__(self, sock: Socket, where: Endpoint, exchange: Exchange | None) -> None:
+    def __init__(
+        self, tcp: "Tcp", sock: Socket, exchange: Exchange | None, *, registered: bool
+    ) -> None:
+        self._tcp = tcp
         self._socket = sock
-        self._endpoint = where
         self._exchange = exchange
         self._connected = False
+        self._kept = False  # from an earlier probe, and nothing was heard since
         self.fd = sock.fileno()
-        # Edges, registered once: never touched again until the socket is closed.
-        self.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET if exchange else EPOLLOUT
+        self.events = EDGES
+        self.registered = registered
 
-    def ready(self, events: int) -> Result | None:
+    def ready(self, events: int) -> Result | Attempt | None:
         try:
             if not self._connected:
-                if result := self._connect(events):
+                doubtful = events & OVER or self._tcp.endpoint.may_be_ourselves
+                if doubtful and (result := self._connect()):
                     return result
                 self._connected = True
-            return self._talk()
+                if self._exchange is None:
+                    return CONNECTED
+            result = self._talk()
         except BlockingIOError:
             return None
         except OSError as error:
-            return _fault(error.errno or 0, _FAULTS_ON_THE_WIRE, "talking")
+            result = fault(error.errno or 0, _FAULTS_ON_THE_WIRE, "talking")
+        return self._tcp.anew(self) if self._kept else result
 
     def overdue(self) -> Result:
         if self._exchange and self._connected:
-            return failed(Reason.ANSWER_TIMEOUT, self._exchange.progress())
+            return self._exchange.overdue()
         return failed(Reason.CONNECT_TIMEOUT, "nothing came back")
 
     def close(self) -> None:
-        self._socket.close()
+        following = self._exchange.again() if self._exchange and self._connected else None
+        self._tcp.done(self._socket, following)
 
-    def _connect(self, events: int) -> Result | None:
-        if events & OVER and (error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
-            return _fault(error, _FAULTS_ON_THE_WIRE, "connecting")
-        if self._endpoint.may_be_ourselves and self._is_ourselves():
+    def resumed(self) -> "Connection":
+        """The request, over a connection that stands. OSError: it does not stand any more."""
+        self._connected = self._kept = True
+        self._send()
+        return self
+
+    def _connect(self) -> Result | None:
+        if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            return fault(error, _FAULTS_ON_THE_WIRE, "connecting")
+        if self._tcp.endpoint.may_be_ourselves and self._is_ourselves():
             return failed(Reason.REFUSED, "nothing listens: the connection met itself")
-        return None if self._exchange else CONNECTED
+        return None
 
     def _is_ourselves(self) -> bool:
         return bool(self._socket.getsockname() == self._socket.getpeername())
 
-    def _talk(self) -> Result | None:
-        exchange = self._exchange
+    def _talk(self) -> Result:
+        """To the result, or to BlockingIOError. A kept connection that ends without a word has no result."""
+        exchange, sock = self._exchange, self._socket
         if exchange is None:
             raise AssertionError("a connection without an exchange ends when it opens")
         if exchange.request:
+            self._send()
+        while True:
+            data = sock.recv(_AT_ONCE)
+            self._kept = self._kept and not data
+            if result := exchange.receive(data):
+                return result
+            if exchange.request:
+                self._send()
+
+    def _send(self) -> None:
+        if exchange := self._exchange:
             sent = self._socket.send(exchange.request)
             exchange.request = exchange.request[sent:]
-        while not (result := exchange.receive(self._socket.recv(_WINDOW))):
-            pass
-        return result
 
 
-Probe = Callable[[], Attempt | Result]
+class Tcp:
+    """A target that is asked over TCP: over a new connection each time, or over one that is kept."""
+
+    __slots__ = ("_converse", "_idle", "_keep", "_stock", "endpoint")
+
+    def __init__(
+        self, endpoint: Endpoint, converse: Converse | None, stock: Stock, *, keep: bool = False
+    ) -> None:
+        self.endpoint = endpoint
+        self._converse = converse
+        self._stock = stock
+        self._keep = keep
+        self._idle: tuple[Socket, Exchange] | None = None
+
+    def __call__(self) -> Attempt | Result:
+        if idle := self._idle:
+            self._idle = None
+            try:
+                return Connection(self, *idle, registered=True).resumed()
+            except OSError:
+                idle[0].close()
+        return self._begin()
+
+    def anew(self, stale: Connection) -> Attempt | Result:
+        """A kept connection has ended, as the other side may do at any time: that says nothing. Ask again."""
+        stale.close()
+        return self._begin()
+
+    def done(self, sock: Socket, following: Exchange | None) -> None:
+        if following and self._keep:
+            self._idle = sock, following
+        elif self.endpoint.plain:
+            self._stock.put(sock)
+        else:
+            sock.close()
+
+    def close(self) -> None:
+        self._keep = False
+        if self._idle:
+            self._idle[0].close()
+            self._idle = None
+
+    def _begin(self) -> Attempt | Result:
+        where = self.endpoint
+        sock = self._stock.take(where.family) if where.plain else None
+        fresh = sock is None
+        try:
+            if sock is None:
+                sock = Socket(where.family, _TCP)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                where.prepare(sock)
+            # The answer's ACK waits for our data or our reset: a packet less, and no connection for the application.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
+            error_number = sock.connect_ex(where.sockaddr)
+        except OSError as error:
+            if sock is None:
+                return own_trouble(error.errno or 0, "socket")
+            error_number = error.errno or errno.EINVAL
+        if error_number in (0, errno.EINPROGRESS):
+            exchange = self._converse() if self._converse else None
+            return Connection(self, sock, exchange, registered=not fresh)
+        sock.close()
+        return fault(error_number, _FAULTS, "connect")
 
 
-def begin(where: Endpoint, exchange: Exchange | None = None) -> Attempt | Result:
-    """An attempt under way, or why there is none."""
-    try:
-        sock = Socket(where.family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    except OSError as error:
-        return own_trouble(error.errno or 0, "socket")
-    try:
-        # The answer's ACK waits for our data or our reset: a packet less, and no connection for the application.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 0)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-        error_number = sock.connect_ex(where.sockaddr)
-    except OSError as error:
-        error_number = error.errno or errno.EINVAL
-    if error_number in (0, errno.EINPROGRESS):
-        return Connection(sock, where, exchange)
-    sock.close()
-    return _fault(error_number, _FAULTS, "connect")
+class Datagrams:
+    """An attempt over UDP or ICMP: one datagram out, and the first one back that has a meaning."""
+
+    __slots__ = ("_exchange", "_socket", "events", "fd", "registered")
+
+    def __init__(self, sock: Socket, exchange: Exchange) -> None:
+        self._socket = sock
+        self._exchange = exchange
+        self.fd = sock.fileno()
+        self.events = EPOLLIN | EPOLLET
+        self.registered = False
+        sock.send(exchange.request)
+
+    def ready(self, _events: int) -> Result | None:
+        try:
+            while True:
+                if result := self._exchange.receive(self._socket.recv(_DATAGRAM)):
+                    return result
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            return fault(error.errno or 0, _FAULTS_ON_THE_WIRE, "talking")
+
+    def overdue(self) -> Result:
+        return self._exchange.overdue()
+
+    def close(self) -> None:
+        self._socket.close()
 
 
-def _fault(error: int, faults: dict[int, Reason], what: str) -> Result:
+class Datagram:
+    """A target that is asked over UDP, or over ICMP where `echo` says so."""
+
+    __slots__ = ("_converse", "_echo", "endpoint")
+
+    def __init__(self, endpoint: Endpoint, converse: Converse, *, echo: bool = False) -> None:
+        self.endpoint = endpoint
+        self._converse = converse
+        self._echo = echo
+
+    def __call__(self) -> Attempt | Result:
+        try:
+            sock = self._socket()
+        except OSError as error:
+            return own_trouble(error.errno or 0, "socket")
+        try:
+            self.endpoint.prepare(sock)
+            sock.connect(self.endpoint.sockaddr)
+            return Datagrams(sock, self._converse())
+        except OSError as error:
+            sock.close()
+            return fault(error.errno or errno.EINVAL, _FAULTS, "sending")
+
+    def close(self) -> None: ...
+
+    def _socket(self) -> Socket:
+        family = self.endpoint.family
+        if not self._echo:
+            return Socket(family, _UDP)
+        try:
+            return Socket(
+                family, _UDP, _ECHO[family]
+            )  # a ping socket: needs no privilege, but a sysctl
+        except PermissionError:
+            return Socket(family, _RAW, _ECHO[family])
+
+
+def fault(error: int, faults: dict[int, Reason], what: str) -> Result:
     reason = faults.get(error)
     return failed(reason, os.strerror(error)) if reason else own_trouble(error, what)

@@ -1,56 +1,25 @@
 """health.json: what is known of each backend, for whoever reads it (schemas/health.schema.json). Decides nothing.
 
 The file is renamed into place, so a reader sees one whole report or the one before, and may wait for the rename.
+With thousands of backends a report takes longer to make than probes may wait. So each backend's part is kept as
+text, and made anew a slice at a time; those whose verdict has changed go first.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from healthcheck.checker import Tally
 from healthcheck.exchange import Result
-from healthcheck.health import Health, Outcome, State
-from healthcheck.targets import Backend
+from healthcheck.health import State
+from healthcheck.members import Counters, Member, Past
 
-FORMAT_VERSION = "1.0"
-
-
-@dataclass(frozen=True, slots=True)
-class Last:
-    """The newest result, and what it took."""
-
-    result: Result
-    latency: float  # seconds
-    at: float  # since the epoch
-
-
-@dataclass(slots=True)
-class Counters:
-    passed: int = 0
-    failed: int = 0
-    neutral: int = 0
-    flips: int = 0
-
-    def count(self, outcome: Outcome) -> None:
-        if outcome is Outcome.PASS:
-            self.passed += 1
-        elif outcome is Outcome.FAIL:
-            self.failed += 1
-        else:
-            self.neutral += 1
-
-
-@dataclass(slots=True)
-class Member:
-    """A backend with all that is known of it."""
-
-    backend: Backend
-    health: Health = Health()  # noqa: RUF009 - a frozen value
-    since: float | None = None  # when `health.state` began; None: not known, or never judged
-    last: Last | None = None
-    counters: Counters = field(default_factory=Counters)
+FORMAT_VERSION = "1.1"
+SLICE = 100  # parts made anew in one go: three milliseconds at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,24 +31,70 @@ class Condition:
     since: float
 
 
-def document(
-    instance: str,
-    members: list[Member],
-    conditions: list[Condition],
-    tally: Tally,
-    now: float,
-) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        "instance": instance,
-        "published_at": _time(now),
-        "conditions": [
-            {"type": condition.type, "message": condition.message, "since": _time(condition.since)}
-            for condition in conditions
-        ],
-        "checker": asdict(tally),
-        "backends": [_backend(member) for member in members],
-    }
+class Report:
+    """The text of health.json, kept up to date by parts."""
+
+    def __init__(self, instance: str) -> None:
+        self._instance = instance
+        self._members: Sequence[Member] = ()
+        self._place: dict[int, int] = {}
+        self._parts: list[bytes] = []
+        self._stale: deque[Member] = deque()
+        self._urgent: deque[Member] = deque()
+
+    def follow(self, members: Sequence[Member]) -> None:
+        """Other members than before: all parts are stale."""
+        self._members = members
+        self._place = {id(member): number for number, member in enumerate(members)}
+        self._parts = [b""] * len(members)
+        self._stale = deque(members)
+        self._urgent.clear()
+
+    def touch(self, member: Member) -> None:
+        """Its part is news."""
+        self._urgent.append(member)
+
+    def refresh(self) -> None:
+        """All over again, when it is convenient."""
+        self._stale.extend(self._members)
+
+    def told(self, limit: int = SLICE) -> bool:
+        """Makes some parts anew that are news; whether the report has them all."""
+        self._renew(self._urgent, limit)
+        return not self._urgent
+
+    def step(self, limit: int = SLICE) -> bool:
+        """Makes some parts anew; whether all are fresh."""
+        self._renew(self._urgent or self._stale, limit)
+        return not (self._stale or self._urgent)
+
+    def _renew(self, members: deque[Member], limit: int) -> None:
+        for _ in range(min(limit, len(members))):
+            member = members.popleft()
+            number = self._place.get(id(member))
+            if number is not None:
+                self._parts[number] = _encoded(_backend(member))
+
+    def text(self, conditions: Sequence[Condition], tally: Tally, now: float) -> bytes:
+        """The parts as they are; those never made are made now."""
+        for number, part in enumerate(self._parts):
+            if not part:
+                self._parts[number] = _encoded(_backend(self._members[number]))
+        head = {
+            "format_version": FORMAT_VERSION,
+            "instance": self._instance,
+            "published_at": _time(now),
+            "conditions": [
+                {"type": one.type, "message": one.message, "since": _time(one.since)}
+                for one in conditions
+            ],
+            "checker": asdict(tally),
+        }
+        return _encoded(head)[:-1] + b',"backends":[' + b",\n".join(self._parts) + b"]}\n"
+
+
+def _encoded(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
 def _backend(member: Member) -> dict[str, Any]:
@@ -93,40 +108,58 @@ def _backend(member: Member) -> dict[str, Any]:
         "check": subject.check.name,
         "state": health.state,
         "since": None if member.since is None else _time(member.since),
+        "ramp": member.ramp,
         "contrary": health.contrary,
-        "needed": subject.check.thresholds.to_leave(health.state),
-        "last": last_of(member.last) if member.last else None,
-        "counters": asdict(member.counters),
+        "needed": member.needed(),
+        "last": last_of(member.last, member.latency, member.at) if member.last else None,
+        "counters": _counters(member.counters),
     }
 
 
-def last_of(last: Last) -> dict[str, Any]:
+def _counters(counters: Counters) -> dict[str, int]:
     return {
-        "at": _time(last.at),
-        "outcome": last.result.outcome.value,
-        "reason": last.result.reason,
-        "detail": last.result.detail,
-        "latency_ms": round(last.latency * 1000, 3),
+        "passed": counters.passed,
+        "failed": counters.failed,
+        "neutral": counters.neutral,
+        "flips": counters.flips,
     }
 
 
-def publish(path: Path, report: dict[str, Any]) -> None:
+def last_of(result: Result, latency: float, at: float) -> dict[str, Any]:
+    told = {
+        "at": _time(at),
+        "outcome": result.outcome.value,
+        "reason": result.reason,
+        "detail": result.detail,
+        "latency_ms": round(latency * 1000, 3),
+    }
+    if result.valid_until is not None:
+        told["certificate_ends"] = _time(result.valid_until)
+    return told
+
+
+def publish(path: Path, text: bytes) -> None:
     new = path.with_name(f".{path.name}.new")
-    new.write_text(json.dumps(report, separators=(",", ":")) + "\n", "utf-8")
+    new.write_bytes(text)
     new.replace(path)
 
 
-def remembered(path: Path) -> dict[int, tuple[State, float]]:
-    """Since when each backend was what the last report says; nothing if there is none that can be read."""
+def past(path: Path) -> Past:
+    """What the last report says; nothing if there is none that can be read."""
     try:
-        backends = json.loads(path.read_text("utf-8"))["backends"]
-        return {
-            entry["id"]: (State(entry["state"]), datetime.fromisoformat(entry["since"]).timestamp())
-            for entry in backends
+        report = json.loads(path.read_bytes())
+        since = {
+            entry["id"]: (State(entry["state"]), _seconds(entry["since"]))
+            for entry in report["backends"]
             if entry["since"]
         }
+        return Past(since, _seconds(report["published_at"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # a convenience: without it, times begin with this process
+        return Past()  # a convenience: without it, times begin with this process
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
 
 
 def _time(seconds: float) -> str:

@@ -24,35 +24,48 @@ def seed(name: str) -> int:
     return int.from_bytes(blake2b(name.encode(), digest_size=8).digest())
 
 
-@dataclass(frozen=True, slots=True)
 class Beat:
-    seed: int
-    every: float
+    """One target's points of time. `jitter` is a share of the interval, at most a half."""
+
+    __slots__ = ("_phase", "_seed", "every", "jitter")
+
+    def __init__(self, seed: int, every: float, jitter: float = JITTER) -> None:
+        self._seed = seed
+        self.every = every
+        self.jitter = jitter
+        self._phase = self._share(0)
+
+    def paced(self, every: float) -> "Beat":
+        return Beat(self._seed, every, self.jitter)
 
     def at(self, number: int) -> float:
-        """The time of one beat; beats never change places, since the jitter is far below their distance."""
-        return (number + self._share(0) + JITTER * (self._share(number + 1) - 0.5)) * self.every
+        """The time of one beat; beats never change places, since the jitter is below their distance."""
+        return (number + self._phase + self.jitter * (self._share(number + 1) - 0.5)) * self.every
 
     def soon(self, now: float) -> float:
         """When to begin: not in one instant with all others, and not a whole interval away."""
-        return now + self._share(0) * min(self.every, SOON)
+        return now + self._phase * min(self.every, SOON)
 
     def next(self, due: float, now: float) -> float:
         """The beat after the one that was due; if a slow probe overran that, at once; if more was missed, the next."""
-        following = self._first_after(due + self.every * JITTER)
+        following = self._first_after(due + self.every * self.jitter)
         if following > now:
             return following
         return now if now - due < 2 * self.every else self._first_after(now)
 
+    def hurried(self, interval: float, now: float) -> float:
+        """Off the beat: an interval after the last one ended, so that no two follow at once."""
+        return now + interval * (1 + self.jitter * (self._share(floor(now * 1000)) - 0.5))
+
     def _first_after(self, time: float) -> float:
-        number = floor(time / self.every - self._share(0))  # by less than a beat too early
+        number = floor(time / self.every - self._phase)  # by less than a beat too early
         while (at := self.at(number)) <= time:
             number += 1
         return at
 
     def _share(self, salt: int) -> float:
         """0 to 1, the same for the same target and salt."""
-        mixed = (self.seed ^ (salt * _MIX)) * _MIX & 0xFFFFFFFFFFFFFFFF
+        mixed = (self._seed ^ (salt * _MIX)) * _MIX & 0xFFFFFFFFFFFFFFFF
         return (mixed ^ mixed >> 29) % 0x1000003D / 0x1000003D
 
 

@@ -8,18 +8,35 @@ half understood is a check that lies.
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from healthcheck.exchange import HttpGet, get
+from healthcheck.definition import (
+    BY_THE_SYSTEM,
+    NO_LINE,
+    PLAIN_HTTP,
+    ROOT,
+    Check,
+    Http,
+    Line,
+    Pacing,
+    Question,
+    Secure,
+    Subject,
+)
+from healthcheck.dns import ADDRESSES, RECORDS
+from healthcheck.endpoint import Origin
 from healthcheck.health import Thresholds
-from healthcheck.probes import Probe, begin, endpoint
+from healthcheck.schedule import JITTER
+from healthcheck.tls import Trust
+from healthcheck.web import Expected, Spans
 
 T = TypeVar("T")
 
 FORMAT_MAJOR = 1
+KINDS = {"tcp", "http", "https", "udp", "dns", "icmp"}
 
 
 class TargetsError(Exception):
@@ -27,59 +44,15 @@ class TargetsError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Http:
-    """What an http check asks for and takes for a good answer."""
-
-    path: str = "/"
-    host: str = ""  # empty: address and port
-    expect: tuple[tuple[int, int], ...] = ((200, 399),)
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """How to probe. Two checks are equal when they probe alike: what they are called does not matter."""
-
-    name: str = field(compare=False)
-    type: str
-    every: float
-    timeout: float
-    thresholds: Thresholds
-    http: Http = Http()
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What is probed. Backends that share it are probed once."""
-
-    address: str
-    port: int
-    check: Check
-
-    def __str__(self) -> str:
-        return (
-            f"[{self.address}]:{self.port}"
-            if ":" in self.address
-            else f"{self.address}:{self.port}"
-        )
-
-    def identity(self) -> str:
-        """The same in every process: when it is probed depends on it."""
-        return f"{self} {self.check.type} {self.check.http.host} {self.check.http.path}"
-
-    def probe(self) -> Probe:
-        where = endpoint(self.address, self.port)
-        if self.check.type == "tcp":
-            return lambda: begin(where)
-        http = self.check.http
-        request = get(http.path, http.host or str(self))
-        return lambda: begin(where, HttpGet(request, http.expect))
-
-
-@dataclass(frozen=True, slots=True)
 class Backend:
     id: int
     name: str  # pool/backend
     subject: Subject
+    assumed_up: bool = False  # used until its first result
+
+    @property
+    def pool(self) -> str:
+        return self.name.rpartition("/")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +98,7 @@ def parse(document: object) -> Targets:
     targets = Targets(
         instance=top.take("instance", str),
         health_map=Path(top.take("health_map", str)),
-        backends=tuple(
-            _backend(entry, f"backends[{number}]")
-            for number, entry in enumerate(top.take("backends", list))
-        ),
+        backends=_backends(top.take("backends", list)),
     )
     top.nothing_left()
     seen = Counter(backend.id for backend in targets.backends)
@@ -137,50 +107,147 @@ def parse(document: object) -> Targets:
     return targets
 
 
-def _backend(entry: object, where: str) -> Backend:
+def _backends(entries: list[object]) -> tuple[Backend, ...]:
+    """Thousands of backends have a handful of checks: each is read once, and kept once."""
+    checks: dict[str, Check] = {}
+
+    def check(entry: object, where: str) -> Check:
+        text = json.dumps(entry)
+        if text not in checks:
+            checks[text] = _check(entry, where)
+        return checks[text]
+
+    return tuple(_backend(entry, f"backends[{n}]", check) for n, entry in enumerate(entries))
+
+
+def _backend(entry: object, where: str, check: Callable[[object, str], Check]) -> Backend:
     fields = _Fields(entry, where)
     backend = Backend(
         id=fields.take("id", int, lambda value: 0 < value < 1 << 32),
         name=fields.take("name", str, bool),
         subject=Subject(
             address=fields.take("address", str, _is_address),
-            port=fields.take("port", int, lambda value: 0 < value < 1 << 16),
-            check=_check(fields.take("check", dict), f"{where}.check"),
+            port=fields.take("port", int, lambda value: 0 <= value < 1 << 16),
+            check=check(fields.take("check", dict), f"{where}.check"),
         ),
+        assumed_up=fields.flag("assumed_up", default=False),
     )
+    if not backend.subject.port and backend.subject.check.type != "icmp":
+        raise TargetsError(f"{where}: port cannot be 0")
     fields.nothing_left()
     return backend
 
 
 def _check(entry: object, where: str) -> Check:
     fields = _Fields(entry, where)
-    kind = fields.take("type", str, lambda value: value in {"tcp", "http"})
-    http = _http(fields)
+    kind = fields.take("type", str, KINDS.__contains__)
+    http, line, question, secure = _http(fields), _line(fields), _question(fields), _secure(fields)
     check = Check(
         name=fields.take("name", str),
         type=kind,
-        every=fields.take_seconds("every"),
+        pacing=_pacing(fields),
         timeout=fields.take_seconds("timeout"),
         thresholds=Thresholds(
             rise=fields.take("rise", int, lambda value: value > 0),
             fall=fields.take("fall", int, lambda value: value > 0),
+            settle=fields.take_or("settle", 0, int, lambda value: value >= 0),
         ),
-        http=http if kind == "http" else Http(),  # to a tcp check they mean nothing
+        ramp=fields.take_seconds("slow_start", 0.0),
+        origin=_origin(fields),
+        # What a check does not use makes no difference to it.
+        http=http if kind in {"http", "https"} else PLAIN_HTTP,
+        line=line if kind in {"tcp", "udp"} else NO_LINE,
+        question=question if kind == "dns" else ROOT,
+        secure=secure if kind == "https" else BY_THE_SYSTEM,
     )
     fields.nothing_left()
     return check
 
 
+def _pacing(fields: "_Fields") -> Pacing:
+    every = fields.take_seconds("every")
+    return Pacing(
+        every,
+        fast=fields.take_seconds("fast", every),
+        slow=fields.take_seconds("slow", every),
+        jitter=fields.take_or("jitter", JITTER, float, lambda value: 0 <= value <= 0.5),  # noqa: PLR2004 - beats never change places
+    )
+
+
+def _origin(fields: "_Fields") -> Origin:
+    plain = Origin()
+    return Origin(
+        source=fields.take_or("source", plain.source, str, _is_address),
+        interface=fields.take_or("interface", plain.interface, str, _is_interface),
+        mark=fields.take_or("fwmark", plain.mark, int, lambda value: 0 < value < 1 << 32),
+    )
+
+
 def _http(fields: "_Fields") -> Http:
     plain = Http()
     return Http(
+        method=fields.take_or("method", plain.method, str, _is_token),
         path=fields.take_or("path", plain.path, str, _is_path),
         host=fields.take_or("host", plain.host, str, _sendable),
-        expect=tuple(
-            (low, high)
-            for low, high in fields.take_or("expect", list(plain.expect), list, _are_ranges)
+        headers=fields.pairs("headers"),
+        expected=Expected(
+            status=fields.spans("expect", plain.expected.status),
+            out=fields.spans("down_at_once", ()),
+            headers=fields.pairs("expect_headers"),
+            body=fields.bytes("expect_body"),
         ),
+        keep_alive=fields.flag("keep_alive", default=False),
     )
+
+
+def _line(fields: "_Fields") -> Line:
+    return Line(send=fields.bytes("send"), receive=fields.bytes("receive"))
+
+
+def _question(fields: "_Fields") -> Question:
+    plain = Question()
+    question = Question(
+        name=fields.take_or("query", plain.name, str, _is_domain),
+        record=fields.take_or("record", plain.record, str, RECORDS.__contains__),
+        answer=fields.take_or("answer", plain.answer, str, _is_address),
+    )
+    if question.answer and ADDRESSES.get(question.record) != ip_address(question.answer).version:
+        raise TargetsError(f"{fields.where}: answer is no address of an {question.record} record")
+    return question
+
+
+def _secure(fields: "_Fields") -> Secure:
+    plain = Secure()
+    return Secure(
+        name=fields.take_or("server_name", plain.name, str, _sendable),
+        trust=Trust(
+            verify=fields.flag("verify", default=True),
+            ca=fields.take_or("ca", "", str, lambda value: value.startswith("/")),
+            alpn=fields.names("alpn"),
+        ),
+        warning=fields.take_seconds("expiry_warning", plain.warning),
+    )
+
+
+def _is_interface(value: str) -> bool:
+    return 0 < len(value.encode()) < 16 and _sendable(value) and "/" not in value  # noqa: PLR2004 - IFNAMSIZ
+
+
+def _is_domain(value: str) -> bool:
+    labels = value.rstrip(".").split(".")
+    return value == "." or (_sendable(value) and all(0 < len(label) < 64 for label in labels))  # noqa: PLR2004 - RFC 1035
+
+
+def _is_latin(value: str) -> bool:
+    return all(ord(character) <= 0xFF for character in value)  # noqa: PLR2004
+
+
+def _is_token(value: str) -> bool:
+    return value.isascii() and value.replace("-", "").isalnum()
+
+
+def _are_names(value: list[Any]) -> bool:
+    return bool(value) and all(isinstance(name, str) and _sendable(name) for name in value)
 
 
 def _is_path(value: str) -> bool:
@@ -200,8 +267,12 @@ def _sendable(value: str) -> bool:
     return value.isascii() and value.isprintable() and " " not in value
 
 
-def _are_ranges(value: list[object]) -> bool:
-    return bool(value) and all(
+def _are_ranges(value: list[Any]) -> bool:
+    return bool(value) and _may_be_ranges(value)
+
+
+def _may_be_ranges(value: list[Any]) -> bool:
+    return all(
         isinstance(pair, list)
         and [type(bound) for bound in pair] == [int, int]
         and 100 <= pair[0] <= pair[1] <= 599  # noqa: PLR2004 - what a status can be
@@ -216,15 +287,15 @@ class _Fields:
         if not isinstance(value, dict):
             raise TargetsError(f"{where}: expected an object, found {_shown(value)}")
         self._fields = dict(value)
-        self._where = where
+        self.where = where
 
     def take(self, name: str, kind: type[T], fits: Callable[[T], bool] = lambda _: True) -> T:
         if name not in self._fields:
-            raise TargetsError(f"{self._where}: {name} is missing")
+            raise TargetsError(f"{self.where}: {name} is missing")
         value = self._fields.pop(name)
         # bool is an int in Python, not in JSON.
         if not isinstance(value, kind) or isinstance(value, bool) or not fits(value):
-            raise TargetsError(f"{self._where}: {name} cannot be {_shown(value)}")
+            raise TargetsError(f"{self.where}: {name} cannot be {_shown(value)}")
         return value
 
     def take_or(
@@ -232,15 +303,47 @@ class _Fields:
     ) -> T:
         return self.take(name, kind, fits) if name in self._fields else default
 
-    def take_seconds(self, name: str) -> float:
+    def take_seconds(self, name: str, default: float | None = None) -> float:
+        if default is not None and name not in self._fields:
+            return default
         if isinstance(self._fields.get(name), int):
             return float(self.take(name, int, lambda value: value > 0))
         return self.take(name, float, lambda value: 0 < value < float("inf"))
 
+    def flag(self, name: str, *, default: bool) -> bool:
+        value = self._fields.pop(name, default)
+        if not isinstance(value, bool):
+            raise TargetsError(f"{self.where}: {name} cannot be {_shown(value)}")
+        return value
+
+    def bytes(self, name: str) -> bytes:
+        """One byte a character: what is above U+00FF is none."""
+        return self.take_or(name, "", str, _is_latin).encode("latin-1")
+
+    def names(self, name: str) -> tuple[str, ...]:
+        listed: list[str] = self.take_or(name, [], list, _are_names)
+        return tuple(listed)
+
+    def spans(self, name: str, default: Spans) -> Spans:
+        listed = self.take_or(
+            name, [list(span) for span in default], list, _are_ranges if default else _may_be_ranges
+        )
+        return tuple((low, high) for low, high in listed)
+
+    def pairs(self, name: str) -> tuple[tuple[str, str], ...]:
+        """Header fields: nothing in them that could end one."""
+        fields = self.take_or(name, {}, dict)
+        for field, text in fields.items():
+            if not (
+                _is_token(field) and isinstance(text, str) and text.isprintable() and text.isascii()
+            ):
+                raise TargetsError(f"{self.where}: {name} cannot have {_shown({field: text})}")
+        return tuple(fields.items())
+
     def nothing_left(self) -> None:
         if self._fields:
             unknown = ", ".join(sorted(map(str, self._fields)))
-            raise TargetsError(f"{self._where}: {unknown}: not known to this release")
+            raise TargetsError(f"{self.where}: {unknown}: not known to this release")
 
 
 def _shown(value: object) -> str:

@@ -2,9 +2,16 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from healthcheck.health import State
+from healthcheck.health import FULL, State
+
+
+class Verdict(NamedTuple):
+    """What one entry of the map says."""
+
+    state: State
+    ramp: int = FULL  # how much of its share a backend has that came back, of 255
 
 
 class VerdictsError(Exception):
@@ -12,10 +19,10 @@ class VerdictsError(Exception):
 
 
 class Verdicts(Protocol):
-    def read(self) -> dict[int, State]:
+    def read(self) -> dict[int, Verdict]:
         """What the map says, by backend id; only of backends that it has a verdict on."""
 
-    def write(self, verdicts: Iterable[tuple[int, State]]) -> None:
+    def write(self, verdicts: Iterable[tuple[int, Verdict]]) -> None:
         """All in one batch."""
 
     def close(self) -> None: ...

@@ -12,7 +12,7 @@ from bpf.abi import Health, HealthState
 from bpf.pins import Pins
 from healthcheck.health import State
 from healthcheck.pinned import open_pinned
-from healthcheck.verdicts import VerdictsError
+from healthcheck.verdicts import Verdict, VerdictsError
 from tests.support.health import FAIL, PASS, LabFleet, backend, document, put
 
 NAME = f"ek{os.getpid()}health"
@@ -93,7 +93,7 @@ def test_another_incarnation_in_the_map_is_unknown(
 
 def test_a_verdict_on_every_backend_fits_one_batch(instance: kernel.Instance) -> None:
     verdicts = open_pinned(MAP, NAME)
-    everything = dict.fromkeys(range(1, instance.maps.health.max_entries), State.UP)
+    everything = dict.fromkeys(range(1, instance.maps.health.max_entries), Verdict(State.UP))
     verdicts.write(everything.items())
     assert verdicts.read() == everything
     verdicts.close()

@@ -1,13 +1,15 @@
 """What holds for every row of results, and for every schedule."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from healthcheck.exchange import HttpGet, Reason, Result
-from healthcheck.health import Health, Outcome, State, Thresholds, after_all
+from healthcheck.exchange import Reason, Result
+from healthcheck.health import Health, Outcome, State, Thresholds, after_all, ramp
 from healthcheck.schedule import JITTER, SOON, Beat
+from healthcheck.web import GOOD, Http
 from tests.support.health import a_fleet, backend, check
 
 PASS, FAIL, NEUTRAL = Outcome.PASS, Outcome.FAIL, Outcome.NEUTRAL
@@ -93,6 +95,33 @@ def test_a_verdict_falls_to_nothing_less_than_its_whole_row_of_contrary_results(
             assert heard[-needed:] == [outcome] * needed
 
 
+@given(verdicts, rows, thresholds, st.integers(1, 20))
+def test_relapses_make_rising_harder_and_falling_no_easier(
+    start: State, row: list[Outcome], limits: Thresholds, settle: int
+) -> None:
+    damped, plain = Health(start), Health(start)
+    for outcome in row:
+        damped = damped.after(outcome, replace(limits, settle=settle))
+        plain = plain.after(outcome, limits)
+        assert not (damped.state is State.UP and plain.state is State.DOWN)
+    settled = after_all(Health(State.UP, relapses=3, unsettled=settle), [PASS] * settle, limits)
+    assert settled == Health(State.UP)
+
+
+@given(verdicts, rows, thresholds)
+def test_asking_to_be_left_out_is_down_whatever_came_before(
+    start: State, row: list[Outcome], limits: Thresholds
+) -> None:
+    health = after_all(Health(start), [*row, Outcome.OUT], limits)
+    assert health.state is State.DOWN
+
+
+@given(st.floats(0, 100), st.floats(0.1, 100), st.floats(0, 10))
+def test_a_ramp_only_rises_and_ends(elapsed: float, over: float, more: float) -> None:
+    assert 0 <= ramp(elapsed, over) <= ramp(elapsed + more, over) <= 255
+    assert ramp(over, over) == 255
+
+
 @given(verdicts, st.lists(st.tuples(outcomes, times, times), max_size=30), thresholds)
 def test_order_decides_not_timing(
     start: State, timed: list[tuple[Outcome, float, float]], limits: Thresholds
@@ -144,7 +173,7 @@ def test_nothing_is_caught_up_after_a_long_silence(
 def test_an_answer_means_the_same_however_it_is_cut(answer: bytes, cuts: list[int]) -> None:
     whole = b"HTTP/1.1 204 No Content\r\nX: " + answer
     edges = sorted({0, len(whole), *(cut % len(whole) for cut in cuts)})
-    at_once, in_pieces = HttpGet(b"", ((200, 299),)), HttpGet(b"", ((200, 299),))
+    at_once, in_pieces = Http(b"", GOOD), Http(b"", GOOD)
     expected = at_once.receive(whole)
     found = None
     for start, end in pairwise(edges):

@@ -15,11 +15,13 @@ from typing import Any
 
 from healthcheck.checker import Engine, Watch
 from healthcheck.exchange import Reason, Result, failed
+from healthcheck.definition import Subject
 from healthcheck.fleet import Fleet
-from healthcheck.health import Outcome, State
+from healthcheck.health import FULL, Outcome, State
 from healthcheck.probes import Attempt
-from healthcheck.targets import Backend, Subject, parse
-from healthcheck.verdicts import Verdicts, VerdictsError
+from healthcheck.stock import Stock
+from healthcheck.targets import Backend, parse
+from healthcheck.verdicts import Verdict, Verdicts, VerdictsError
 
 LOOPBACK = "127.0.0.1"
 PASS = Result(Outcome.PASS, Reason.CONNECTED)
@@ -74,14 +76,19 @@ class MapInMemory:
     batches: list[dict[int, State]] = field(default_factory=list)
     broken: bool = False
 
-    def read(self) -> dict[int, State]:
-        return {id_: state for id_, state in self.states.items() if state is not State.UNKNOWN}
+    ramps: dict[int, int] = field(default_factory=dict)
 
-    def write(self, verdicts: Iterable[tuple[int, State]]) -> None:
+    def read(self) -> dict[int, Verdict]:
+        known = {id_: state for id_, state in self.states.items() if state is not State.UNKNOWN}
+        return {id_: Verdict(state, self.ramps.get(id_, FULL)) for id_, state in known.items()}
+
+    def write(self, verdicts: Iterable[tuple[int, Verdict]]) -> None:
         if self.broken:
             raise VerdictsError("the map is broken")
-        self.batches.append(dict(verdicts))
+        entries = dict(verdicts)
+        self.batches.append({id_: one.state for id_, one in entries.items()})
         self.states |= self.batches[-1]
+        self.ramps |= {id_: one.ramp for id_, one in entries.items()}
 
     def close(self) -> None: ...
 
@@ -145,6 +152,7 @@ class ByHand:
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self.events = select.EPOLLIN
+        self.registered = False
         self.result: Result | None = None
         self.closed = False
 
@@ -183,7 +191,7 @@ def probe(where: Subject, begin: Callable[[], Attempt | Result] | None = None) -
         done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         engine = Engine(lambda _watch, result, _latency: done.set_result(result))
         try:
-            engine.once(begin or where.probe(), where.check.timeout)
+            engine.once(begin or where.probe(Stock(keep=False)), where.check.timeout)
             engine.attach(asyncio.get_running_loop())
             return await done
         finally:

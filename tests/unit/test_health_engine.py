@@ -11,6 +11,7 @@ from healthcheck.checker import STARTS_AT_ONCE, Engine, Watch
 from healthcheck.exchange import Reason, Result
 from healthcheck.health import Outcome
 from healthcheck.schedule import Beat, seed
+from healthcheck.stock import Stock
 from tests.support.health import (
     NEUTRAL,
     PASS,
@@ -241,7 +242,7 @@ def test_no_file_descriptor_is_not_the_backends_fault() -> None:
 
     def begin() -> object:
         with no_descriptors():
-            return where.probe()()
+            return where.probe(Stock(keep=False))()
 
     result = probe(where, begin)  # type: ignore[arg-type]
     assert (result.outcome, result.reason) == (Outcome.NEUTRAL, Reason.OWN_TROUBLE)

@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import jsonschema
 import pytest
 
 from healthcheck.fleet import REFRESH
-from healthcheck.health import State
+from healthcheck.exchange import Reason, Result
+from healthcheck.health import Outcome, State
+from healthcheck.members import TRUSTED
 from healthcheck.verdicts import VerdictsError
 from tests.support.health import (
     FAIL,
@@ -147,7 +150,7 @@ def test_an_unchanged_backend_keeps_its_progress_and_its_probe_through_a_reload(
         redefine(fleet, backend(2, 81), backend(1, check=check(name="renamed")))
         assert fleet.watches("web/web1") == watch
         fleet.hear(FAIL, name="web/web1")
-        assert health_map.batches == [{1: DOWN}]
+        assert health_map.batches == [{2: DOWN}, {1: DOWN}]  # 2 is new, and joins from below
 
 
 def test_a_backend_that_is_no_longer_checked_is_no_longer_down() -> None:
@@ -217,6 +220,112 @@ def test_nothing_is_probed_before_the_map_was_read(tmp_path: Path) -> None:
     fleet.close()
 
 
+# ---- first verdicts, returns, and what is old
+
+
+def test_a_new_backend_of_a_serving_pool_has_to_rise() -> None:
+    with a_fleet(backend(1), states={1: UP}) as (fleet, _):
+        redefine(fleet, backend(1), backend(2, 81))
+        fleet.hear(PASS, name="web/web2")
+        assert fleet.state("web/web2") is DOWN
+        fleet.hear(PASS, name="web/web2")
+        assert fleet.state("web/web2") is UP
+
+
+@pytest.mark.parametrize("states", [{}, {1: DOWN}])
+def test_where_nothing_serves_one_success_is_enough(states: dict[int, State]) -> None:
+    with a_fleet(backend(1), states=states) as (fleet, _):
+        redefine(fleet, backend(1), backend(2, 81))
+        fleet.hear(PASS, name="web/web2")
+        assert fleet.state("web/web2") is UP
+
+
+def test_what_is_assumed_to_be_up_is_not_taken_down_unheard() -> None:
+    with a_fleet(backend(1), states={1: UP}) as (fleet, health_map):
+        redefine(fleet, backend(1), backend(2, 81, assumed_up=True))
+        assert fleet.state("web/web2") is UNKNOWN
+        assert health_map.batches == []
+
+
+def test_an_old_verdict_holds_until_the_first_contrary_result(tmp_path: Path) -> None:
+    health_map = MapInMemory({1: UP})
+    put(tmp_path / "targets.json", document(backend(1)))
+    files = (tmp_path / "targets.json", tmp_path / "health.json")
+    first = LabFleet(*files, "lab", health_map.open, Clock(1.7e9))
+    first.look()
+    first.publish()
+    first.close()
+    second = LabFleet(*files, "lab", health_map.open, Clock(1.7e9 + TRUSTED + 1))
+    second.look()
+    assert health_map.batches == []
+    second.hear(PASS)
+    second.hear(FAIL)
+    assert health_map.batches == []  # confirmed: it needs the whole row again
+    second.close()
+    third = LabFleet(*files, "lab", health_map.open, Clock(1.8e9))
+    third.look()
+    third.hear(FAIL)
+    third.close()
+    assert health_map.batches == [{1: DOWN}]
+
+
+def test_a_backend_that_asks_to_be_left_out_is_down_at_once() -> None:
+    with a_fleet(backend(1), states={1: UP}) as (fleet, health_map):
+        fleet.hear(Result(Outcome.OUT, Reason.WRONG_STATUS, "status 503"))
+        assert health_map.batches == [{1: DOWN}]
+
+
+def test_a_slow_start_hands_out_the_share_bit_by_bit() -> None:
+    slow = check(rise=1, fall=1, slow_start=10)
+    with a_fleet(backend(1, check=slow), states={1: UP}) as (fleet, health_map):
+        clock = Clock(fleet.engine.clock())
+        fleet.engine.clock = clock
+        fleet.hear(FAIL)
+        fleet.hear(PASS)
+        assert (health_map.states[1], health_map.ramps[1]) == (UP, 0)
+        seen = []
+        for _ in range(100):
+            clock.now += 0.11
+            fleet.look()
+            seen.append(health_map.ramps[1])
+        assert seen == sorted(seen)
+        assert len(set(seen)) > 80
+        assert seen[-1] == 255
+        written = len(health_map.batches)
+        fleet.look()
+        assert len(health_map.batches) == written
+
+
+def test_a_restart_goes_on_with_the_ramp_where_it_was() -> None:
+    entry = backend(1, check=check(slow_start=10))
+    with TemporaryDirectory() as name:
+        health_map = MapInMemory({1: UP}, ramps={1: 128})
+        put(Path(name) / "targets.json", document(entry))
+        files = Path(name) / "targets.json", Path(name) / "health.json"
+        fleet = LabFleet(*files, "lab", health_map.open)
+        fleet.look()
+        clock = Clock(fleet.engine.clock())
+        fleet.engine.clock = clock
+        assert health_map.ramps[1] in {128, 129}
+        clock.now += 2.5
+        fleet.look()
+        assert 185 <= health_map.ramps[1] <= 200
+        fleet.close()
+
+
+def test_the_pace_follows_the_health() -> None:
+    with a_fleet(backend(1, check=check(rise=2, fall=2, fast=0.2, slow=5)), states={1: UP}) as (
+        fleet,
+        _,
+    ):
+        watch = fleet.watches()[0]
+        paces = []
+        for result in (PASS, FAIL, FAIL, PASS, FAIL, PASS, PASS):
+            fleet.hear(result)
+            paces.append(watch.hurry or watch.beat.every)
+        assert paces == [1, 0.2, 5, 0.2, 5, 0.2, 1]
+
+
 # ---- the report
 
 
@@ -236,6 +345,7 @@ def test_what_is_reported() -> None:
         "check": "alive",
         "state": "up",
         "since": "2023-11-14T22:13:20.000+00:00",
+        "ramp": 255,
         "contrary": 1,
         "needed": 3,
         "last": {

@@ -7,9 +7,10 @@ import threading
 
 import pytest
 
-from healthcheck import probes
-from healthcheck.exchange import HEAD_LIMIT, HttpGet, Reason, Result, get
+from healthcheck import endpoint, probes
+from healthcheck.exchange import WINDOW, Reason, Result
 from healthcheck.health import Outcome
+from healthcheck.web import Expected, Http
 from tests.support.health import LOOPBACK, Serve, closed_port, probe, serving, silent_port, subject
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -84,7 +85,7 @@ def resets(connection: socket.socket) -> None:
         (answering(b"SSH-2.0-x\r\n"), Reason.BAD_ANSWER, r"not HTTP/1: 'SSH-2.0-x\r\n'"),
         (answering(b"HTTP/1.1 2000 OK\r\n\r\n"), Reason.BAD_ANSWER, "no status line"),
         (endless_body, Reason.ANSWERED, "status 200"),
-        (endless_headers, Reason.BAD_ANSWER, f"headers go on after {HEAD_LIMIT} bytes"),
+        (endless_headers, Reason.TOO_LARGE, f"headers go on after {WINDOW} bytes"),
         (never, Reason.ANSWER_TIMEOUT, "no answer to the request"),
         (drip, Reason.ANSWER_TIMEOUT, "headers incomplete after "),
         (closes_half_way, Reason.CLOSED_EARLY, "headers incomplete after 26 bytes"),
@@ -162,7 +163,7 @@ def test_what_is_asked_for() -> None:
 
 def test_expected_statuses_are_inclusive_ranges() -> None:
     for status, expected in ((199, False), (200, True), (204, True), (205, False), (401, True)):
-        exchange = HttpGet(get("/", "h"), ((200, 204), (401, 401)))
+        exchange = Http(b"", Expected(status=((200, 204), (401, 401))))
         result = exchange.receive(b"HTTP/1.1 %d X\r\n\r\n" % status)
         assert (result is not None and result.outcome is Outcome.PASS) == expected
 
@@ -183,7 +184,7 @@ def test_a_connection_that_meets_itself_proves_nothing(
             return super().connect_ex(address)  # type: ignore[arg-type]
 
     monkeypatch.setattr(probes, "Socket", Bound)
-    monkeypatch.setattr(probes, "lowest_own_port", lambda: ourselves)
+    monkeypatch.setattr(endpoint, "lowest_own_port", lambda: ourselves)
     result = probe(subject(ourselves))
     assert result.reason is Reason.REFUSED
     assert result.detail == "nothing listens: the connection met itself"

@@ -18,15 +18,24 @@ FULL = document(
     backend(0x00500002, 443, address="2001:db8::5", check=check(every=10)),
 )
 
+EVERYTHING: dict[str, Any] = {
+    **{"settle": 10, "fast": 0.2, "slow": 5.0, "jitter": 0.1, "slow_start": 30.0},
+    **{"source": "127.0.0.2", "interface": "lo", "fwmark": 7, "send": "PING\r\n", "receive": "+"},
+    **{"query": "www.example", "record": "A", "answer": "192.0.2.1", "method": "HEAD", "path": "/"},
+    **{"host": "www", "headers": {"X-Probe": "1"}, "expect": [[200, 299]], "down_at_once": []},
+    **{"expect_headers": {"Server": "x"}, "expect_body": "ok", "keep_alive": True, "verify": True},
+    **{"server_name": "www", "ca": "/etc/ca.pem", "alpn": ["http/1.1"], "expiry_warning": 86400},
+}
+
 
 def test_what_is_read() -> None:
     jsonschema.validate(FULL, SCHEMA)
     one, two = parse(FULL).backends
     assert (one.id, one.name, str(one.subject)) == (1, "web/web1", "127.0.0.1:8080")
-    assert one.subject.check.http.expect == ((200, 299),)
+    assert one.subject.check.http.expected.status == ((200, 299),)
     assert one.subject.check.thresholds == Thresholds(rise=2, fall=3)
     assert (two.id, str(two.subject)) == (0x00500002, "[2001:db8::5]:443")
-    assert two.subject.check.every == 10.0
+    assert two.subject.check.pacing.every == 10.0
 
 
 def test_checks_that_probe_alike_are_equal_whatever_they_are_called() -> None:
@@ -50,7 +59,7 @@ def test_checks_that_probe_alike_are_equal_whatever_they_are_called() -> None:
         ({"check": check(rise=0)}, "backends[0].check: rise cannot be 0"),
         ({"check": check(every=-1)}, "backends[0].check: every cannot be -1"),
         ({"check": check(timeout="1s")}, 'backends[0].check: timeout cannot be "1s"'),
-        ({"check": check(send="x")}, "backends[0].check: send: not known to this release"),
+        ({"check": check(weird="x")}, "backends[0].check: weird: not known to this release"),
         ({"check": check("http", path="x")}, 'backends[0].check: path cannot be "x"'),
         (
             {"check": check("http", host="a\r\nX: b")},
@@ -109,6 +118,7 @@ def test_what_only_http_knows_makes_no_difference_to_tcp() -> None:
 def test_what_the_reconciler_publishes_is_understood() -> None:
     """The two sides of the file, one release: neither names what the other does not know."""
     known = set(SCHEMA["$defs"]["check"]["properties"])
-    everything = check("http", path="/", host="www", expect=[[200, 299]])
+    everything = check("http", **EVERYTHING)
     assert set(everything) == known
+    jsonschema.validate(document(backend(check=everything)), SCHEMA)
     assert parse(document(backend(check=everything))).backends[0].subject.check.http.host == "www"

@@ -1,0 +1,179 @@
+"""What a check is, as values, and how to make a probe of one. Reads no file and knows no backend's id."""
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from ipaddress import ip_address
+
+from healthcheck import dns, web
+from healthcheck.echo import Echo
+from healthcheck.endpoint import ANY, Origin, endpoint
+from healthcheck.exchange import Exchange, Reason, Result, Words
+from healthcheck.health import Outcome, Thresholds
+from healthcheck.probes import Attempt, Datagram, Probe, Tcp
+from healthcheck.schedule import JITTER
+from healthcheck.stock import Stock
+from healthcheck.tls import SYSTEM, Client, Tls, Trust
+
+WARNING = 14 * 86400.0  # seconds before a certificate ends
+
+
+@dataclass(frozen=True, slots=True)
+class Http:
+    """What an http check asks for and takes for a good answer."""
+
+    method: str = "GET"
+    path: str = "/"
+    host: str = ""  # empty: address and port
+    headers: tuple[tuple[str, str], ...] = ()
+    expected: web.Expected = web.GOOD
+    keep_alive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What a tcp or udp check sends, and what has to come back; both empty: nothing but a connection."""
+
+    send: bytes = b""
+    receive: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    name: str = "."
+    record: str = "NS"
+    answer: str = ""  # an address that has to be among the answers
+
+
+@dataclass(frozen=True, slots=True)
+class Secure:
+    name: str = ""  # empty: the Host header's, else the address
+    trust: Trust = SYSTEM
+    warning: float = WARNING
+
+
+PLAIN_HTTP, NO_LINE, ROOT, BY_THE_SYSTEM = Http(), Line(), Question(), Secure()
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """Seconds from one probe to the next."""
+
+    every: float
+    fast: float
+    slow: float
+    jitter: float = JITTER
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """How to probe. Two checks are equal when they probe alike: what they are called does not matter."""
+
+    name: str = field(compare=False)
+    type: str
+    pacing: Pacing
+    timeout: float
+    thresholds: Thresholds
+    ramp: float = 0.0  # seconds until a backend that came back has its whole share
+    origin: Origin = ANY
+    http: Http = PLAIN_HTTP
+    line: Line = NO_LINE
+    question: Question = ROOT
+    secure: Secure = BY_THE_SYSTEM
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is probed. Backends that share it are probed once."""
+
+    address: str
+    port: int
+    check: Check
+
+    def __str__(self) -> str:
+        where = f"[{self.address}]" if ":" in self.address else self.address
+        return f"{where}:{self.port}" if self.port else where
+
+    def identity(self) -> str:
+        """The same in every process: when it is probed depends on it."""
+        return f"{self} {self.check.type} {self.check.http.host} {self.check.http.path}"
+
+    def probe(self, stock: Stock) -> Probe:
+        """OSError nowhere: what this machine lacks is said by each attempt, until it is there."""
+        try:
+            return self._probe(stock)
+        except OSError:
+            return Later(lambda: self._probe(stock))
+
+    def _probe(self, stock: Stock) -> Probe:
+        check = self.check
+        where = endpoint(self.address, self.port, check.origin)
+        if check.type in {"tcp", "http", "https"}:
+            return Tcp(where, self._over_tcp(), stock, keep=check.http.keep_alive)
+        return Datagram(where, self._over_datagrams(), echo=check.type == "icmp")
+
+    def _over_tcp(self) -> Callable[[], Exchange] | None:
+        check, line = self.check, self.check.line
+        if check.type == "tcp":
+            return (lambda: Words(line.send, line.receive)) if line.send or line.receive else None
+        http = check.http
+        request = web.request(
+            http.method,
+            http.path,
+            http.host or str(self),
+            dict(http.headers),
+            keep=http.keep_alive,
+        )
+        expected, keep = http.expected, http.keep_alive
+        if check.type == "http":
+            return lambda: web.Http(request, expected, keep=keep)
+        client = Client(_context(check.secure.trust), self._tls_name(), check.secure.trust.alpn)
+        return lambda: Tls(client, web.Http(request, expected, keep=keep))
+
+    def _tls_name(self) -> str:
+        return self.check.secure.name or _hostname(self.check.http.host) or self.address
+
+    def _over_datagrams(self) -> Callable[[], Exchange]:
+        check = self.check
+        if check.type == "icmp":
+            version = ip_address(self.address).version
+            return lambda: Echo(version)
+        if check.type == "udp":
+            line = check.line
+            return lambda: Words(line.send, line.receive)
+        asked = check.question
+        encoded = dns.question(asked.name, asked.record)
+        return lambda: dns.Dns(encoded, asked.record, asked.answer)
+
+
+class Later:
+    """A probe that cannot be made yet, for want of something here: each attempt tries anew."""
+
+    def __init__(self, make: Callable[[], Probe]) -> None:
+        self._make = make
+        self._probe: Probe | None = None
+
+    def __call__(self) -> Attempt | Result:
+        try:
+            self._probe = self._probe or self._make()
+        except OSError as error:
+            return Result(Outcome.NEUTRAL, Reason.OWN_TROUBLE, str(error))
+        return self._probe()
+
+    def close(self) -> None:
+        if self._probe:
+            self._probe.close()
+
+
+@cache
+def _context(trust: Trust) -> ssl.SSLContext:
+    """One for all targets that are trusted alike: reading the certificates takes longer than a thousand probes."""
+    return trust.context()
+
+
+def _hostname(host: str) -> str:
+    """Without a port."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]

@@ -1,0 +1,160 @@
+"""What is known of each backend, and what of it survives which change. Probes and writes nothing.
+
+Verdicts outlive everything but contrary evidence. A new definition, another incarnation of the same backend, a
+restart of this process (the map remembers), a health map made anew: none of them changes one.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from healthcheck.exchange import Result
+from healthcheck.health import FULL, Health, Outcome, State, first, ramp
+from healthcheck.targets import Backend
+from healthcheck.verdicts import Verdict
+
+TRUSTED = 300.0  # seconds without a checker after which the map's verdicts need no more than one contrary result
+NOTHING = Verdict(State.UNKNOWN)
+
+
+@dataclass(slots=True)
+class Counters:
+    passed: int = 0
+    failed: int = 0
+    neutral: int = 0
+    flips: int = 0
+
+    def count(self, outcome: Outcome) -> None:
+        if outcome is Outcome.PASS:
+            self.passed += 1
+        elif outcome is Outcome.NEUTRAL:
+            self.neutral += 1
+        else:
+            self.failed += 1
+
+
+@dataclass(slots=True)
+class Member:
+    """A backend with all that is known of it."""
+
+    backend: Backend
+    health: Health = Health()  # noqa: RUF009 - a frozen value
+    since: float | None = None  # when `health.state` began; None: not known, or never judged
+    last: Result | None = None  # the newest result, ...
+    latency: float = 0.0  # ... what it took, in seconds, ...
+    at: float = 0.0  # ... and when it was, since the epoch
+    counters: Counters = field(default_factory=Counters)
+    ramp: int = FULL
+    returned: float = 0.0  # while the ramp is below its end: when it began, on the engine's clock
+
+    @property
+    def verdict(self) -> Verdict:
+        return Verdict(self.health.state, self.ramp)
+
+    def hear(self, result: Result, latency: float, at: float) -> bool:
+        """Whether the verdict has changed."""
+        self.last, self.latency, self.at = result, latency, at
+        self.counters.count(result.outcome)
+        before = self.health
+        self.health = before.after(result.outcome, self.backend.subject.check.thresholds)
+        if self.health.state is before.state:
+            return False
+        self.since = at
+        self.counters.flips += 1
+        return True
+
+    def needed(self) -> int:
+        return self.health.needed(self.backend.subject.check.thresholds)
+
+    def returns(self, clock: float) -> None:
+        """Up again: with a slow start if it has one."""
+        if self.backend.subject.check.ramp:
+            self.ramp, self.returned = 0, clock
+
+    def ramped(self, clock: float) -> bool:
+        """Whether it has more of its share now than before."""
+        share = ramp(clock - self.returned, self.backend.subject.check.ramp)
+        changed = share > self.ramp
+        self.ramp = max(share, self.ramp)
+        return changed
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What the last process said before it ended: when that was, and since when each backend was what it was."""
+
+    since: Mapping[int, tuple[State, float]] = field(default_factory=dict)
+    told: float | None = None
+
+    def is_old(self, now: float) -> bool:
+        return self.told is not None and now - self.told > TRUSTED
+
+
+class Adoption:
+    """The members for new targets, each with the best that is known of it."""
+
+    def __init__(
+        self,
+        old: Iterable[Member],
+        recorded: Mapping[int, Verdict],
+        past: Past,
+        now: float,
+        clock: float,
+    ) -> None:
+        self._by_id = {member.backend.id: member for member in old}
+        self._by_place = {_place(member.backend): member for member in self._by_id.values()}
+        self._recorded = recorded
+        self._past = past
+        self._old_news = past.is_old(now)
+        self._clock = clock
+
+    def members(self, backends: Iterable[Backend]) -> list[Member]:
+        members = [self._member(backend) for backend in backends]
+        states: dict[str, set[State]] = {}
+        for member in members:
+            states.setdefault(member.backend.pool, set()).add(member.health.state)
+        for member in members:
+            if member.health.state is State.UNKNOWN and member.last is None:
+                pool = states[member.backend.pool]
+                member.health = first(pool, assumed_up=member.backend.assumed_up)
+        return members
+
+    def _member(self, backend: Backend) -> Member:
+        before = self._by_id.get(backend.id) or self._by_place.get(_place(backend))
+        if before is None:
+            return self._from_map(Member(backend))
+        same = before.backend.subject == backend.subject
+        health = before.health if same else before.health.redefined()
+        counters = replace(before.counters)
+        member = replace(before, backend=backend, health=health, counters=counters)
+        return self._from_map(member) if health.state is State.UNKNOWN else member
+
+    def _from_map(self, member: Member) -> Member:
+        backend = member.backend
+        said = self._recorded.get(backend.id, NOTHING)
+        if said.state is State.UNKNOWN:
+            return member
+        health = Health(said.state)
+        doubted = health.doubted(backend.subject.check.thresholds)
+        member.health = doubted if self._old_news else health
+        was, began = self._past.since.get(backend.id, (State.UNKNOWN, 0.0))
+        member.since = began if was is said.state else None
+        over = backend.subject.check.ramp
+        if said.state is State.UP and said.ramp < FULL and over:
+            member.ramp, member.returned = said.ramp, self._clock - over * said.ramp / FULL
+        return member
+
+
+def _place(backend: Backend) -> tuple[str, str, int]:
+    """What stays when an id gets a new incarnation."""
+    return backend.name, backend.subject.address, backend.subject.port
+
+
+def difference(members: Iterable[Member], recorded: Mapping[int, Verdict]) -> dict[int, Verdict]:
+    """What to write so that the map says what is known: of these backends, and nothing of others.
+
+    A backend that is no longer checked must not stay down for ever because it was down when its check went.
+    """
+    known = {member.backend.id: member.verdict for member in members}
+    wrong = {id_: said for id_, said in known.items() if recorded.get(id_, NOTHING) != said}
+    gone = dict.fromkeys(recorded.keys() - known.keys(), NOTHING)
+    return gone | wrong  # in this order: an index may have passed from one to the other

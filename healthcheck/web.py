@@ -1,0 +1,224 @@
+"""HTTP/1 as far as a verdict needs it: one request, and the answer to it. Follows no redirect.
+
+Without a look at the body the verdict falls at the end of the headers. A body is read only to find something in it,
+or to be able to ask again over the same connection; never beyond the window.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from healthcheck.exchange import WINDOW, Reason, Result, excerpt, failed
+from healthcheck.health import Outcome
+
+Spans = tuple[tuple[int, int], ...]
+
+_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+_STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] ([1-5][0-9]{2})(?: [^\r\n]*)?\r?\n")
+_LENGTH = re.compile(rb"\ncontent-length[ \t]*:[ \t]*([0-9]{1,9})[ \t]*\r?\n", re.IGNORECASE)
+_CHUNKED = re.compile(rb"\ntransfer-encoding[ \t]*:[^\r\n]*chunked[ \t]*\r?\n", re.IGNORECASE)
+_LAST_ONE = re.compile(rb"\nconnection[ \t]*:[^\r\n]*close|^HTTP/1\.0", re.IGNORECASE)
+_CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?\r\n")
+_PROTOCOL = b"HTTP/1."
+_BODILESS = (204, 304)
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What makes an answer a good one."""
+
+    status: Spans = ((200, 399),)
+    out: Spans = ()  # statuses by which a backend asks not to be used
+    headers: tuple[tuple[str, str], ...] = ()  # name, and what its value has to contain
+    body: bytes = b""  # what the body has to contain
+
+
+GOOD = Expected()
+
+
+class Http:
+    """One request and its answer."""
+
+    __slots__ = ("_asked", "_body", "_expected", "_head", "_keep", "_reusable", "request")
+
+    def __init__(self, request: bytes, expected: Expected, *, keep: bool = False) -> None:
+        self.request = self._asked = request
+        self._expected = expected
+        self._keep = keep
+        self._reusable = False
+        self._head = b""
+        self._body: Body | None = None
+
+    def receive(self, data: bytes) -> Result | None:
+        if self._body:
+            return self._read(self._body, data)
+        if not data:
+            return failed(Reason.CLOSED_EARLY, self._progress())
+        searched = max(len(self._head) - 3, 0)
+        self._head += data
+        if self._head[: len(_PROTOCOL)] != _PROTOCOL[: len(self._head)]:
+            return failed(Reason.BAD_ANSWER, f"not HTTP/1: {excerpt(self._head)}")
+        while end := _END_OF_HEAD.search(self._head, searched):
+            if end.end() > WINDOW:
+                break
+            final = self._judge(end.end())
+            if final is None or isinstance(final, Result):
+                return final
+            self._head, searched = self._head[end.end() :], 0  # the final answer is still to come
+        if len(self._head) > WINDOW:
+            return failed(Reason.TOO_LARGE, f"headers go on after {WINDOW} bytes")
+        return None
+
+    def overdue(self) -> Result:
+        return failed(Reason.ANSWER_TIMEOUT, self._progress())
+
+    def again(self) -> "Http | None":
+        return Http(self._asked, self._expected, keep=True) if self._reusable else None
+
+    def _progress(self) -> str:
+        if self._body:
+            return f"body incomplete after {len(self._body.raw)} bytes"
+        if not self._head:
+            return "no answer to the request"
+        return f"headers incomplete after {len(self._head)} bytes"
+
+    def _judge(self, end: int) -> "Result | bool | None":
+        """On a complete head: a result, None while the body decides, True for an interim answer (1xx)."""
+        line = _STATUS_LINE.match(self._head)
+        if not line:
+            return failed(Reason.BAD_ANSWER, f"no status line: {excerpt(self._head)}")
+        status = int(line[1])
+        if not _within(status, self._expected.status):
+            return True if status // 100 == 1 else self._wrong(status)
+        if self._expected.headers and (missing := self._missing(self._head[:end])):
+            return failed(Reason.WRONG_HEADER, missing)
+        if not (self._expected.body or self._keep):
+            return passed(status)
+        head, rest = self._head[:end], self._head[end:]
+        bodiless = status in _BODILESS or self._asked.startswith(b"HEAD ")
+        self._body = Body(head, status, b"", bodiless=bodiless)
+        return self._read(self._body, rest, more=True)
+
+    def _wrong(self, status: int) -> Result:
+        if _within(status, self._expected.out):
+            return Result(
+                Outcome.OUT, Reason.WRONG_STATUS, f"status {status}: wants to be left out"
+            )
+        expected = ranges(self._expected.status)
+        return failed(Reason.WRONG_STATUS, f"status {status}, expected {expected}")
+
+    def _missing(self, head: bytes) -> str:
+        fields = _fields(head)
+        for name, part in self._expected.headers:
+            if not any(part in value for value in fields.get(name.lower(), ())):
+                return f"{name} without {part!r}" if name.lower() in fields else f"no {name}"
+        return ""
+
+    def _read(self, body: "Body", data: bytes, *, more: bool = False) -> Result | None:
+        ended = not data and not more
+        body.raw += data
+        text, complete = body.read()
+        if text is None:
+            return failed(Reason.BAD_ANSWER, f"chunks that are none: {excerpt(body.raw)}")
+        found = self._expected.body in text[:WINDOW]
+        if found and (complete or not self._keep or ended or len(body.raw) > WINDOW):
+            self._reusable = self._keep and complete and not ended and body.leaves_open()
+            return passed(body.status)
+        if complete or (ended and body.ends_with_connection()):
+            return failed(Reason.WRONG_BODY, f"without {excerpt(self._expected.body)}")
+        if ended:
+            return failed(Reason.CLOSED_EARLY, self._progress())
+        if len(body.raw) > WINDOW:
+            return failed(Reason.TOO_LARGE, f"expected words not in the first {WINDOW} bytes")
+        return None
+
+
+class Body:
+    """What follows a head, as it comes: by length, in chunks, or until the connection ends."""
+
+    __slots__ = ("_bodiless", "_head", "_length", "raw", "status")
+
+    def __init__(self, head: bytes, status: int, raw: bytes, *, bodiless: bool) -> None:
+        self._head = head
+        self._bodiless = bodiless
+        self._length = _LENGTH.search(head)
+        self.status = status
+        self.raw = raw
+
+    def read(self) -> tuple[bytes | None, bool]:
+        """What there is of it, and whether that is all; None: it contradicts itself."""
+        if self._bodiless:
+            return b"", True
+        if _CHUNKED.search(self._head):
+            return _joined(self.raw)
+        if self._length:
+            length = int(self._length[1])
+            return self.raw[:length], len(self.raw) >= length
+        return self.raw, False
+
+    def ends_with_connection(self) -> bool:
+        return not self._length and not _CHUNKED.search(self._head)
+
+    def leaves_open(self) -> bool:
+        """Nothing is left over, and the server did not say that this was its last answer."""
+        beyond = self._length is not None and len(self.raw) > int(self._length[1])
+        return not beyond and not _LAST_ONE.search(self._head)
+
+
+def _joined(raw: bytes) -> tuple[bytes | None, bool]:
+    """Chunks put together."""
+    text, at = b"", 0
+    while at < len(raw):
+        size = _CHUNK.match(raw, at)
+        if not size:
+            whole_line = b"\n" in raw[at : at + 80] or len(raw) - at > 80  # noqa: PLR2004
+            return (None, False) if whole_line else (text, False)
+        start, length = size.end(), int(size[1], 16)
+        if not length:
+            return text, b"\r\n\r\n" in raw[start - 2 :]
+        text += raw[start : start + length]
+        if len(raw) >= start + length + 2 and raw[start + length : start + length + 2] != b"\r\n":
+            return None, False
+        at = start + length + 2
+    return text, False
+
+
+def _fields(head: bytes) -> dict[str, list[str]]:
+    fields: dict[str, list[str]] = {}
+    for line in head.decode("latin-1").splitlines()[1:]:
+        name, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(name.strip().lower(), []).append(value.strip())
+    return fields
+
+
+@cache
+def passed(status: int) -> Result:
+    return Result(Outcome.PASS, Reason.ANSWERED, f"status {status}")
+
+
+def request(
+    method: str, path: str, host: str, headers: Mapping[str, str], *, keep: bool = False
+) -> bytes:
+    """Once per target: building it anew for each probe would cost as much as sending it."""
+    plain = {
+        "Host": host,
+        "User-Agent": "evenkeel-healthcheck",
+        "Accept": "*/*",
+        "Connection": "keep-alive" if keep else "close",
+    }
+    ours = {name.lower() for name in headers}
+    fields = {name: text for name, text in plain.items() if name.lower() not in ours} | dict(
+        headers
+    )
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {text}" for name, text in fields.items())]
+    return "".join(f"{line}\r\n" for line in (*lines, "")).encode("latin-1")
+
+
+def _within(status: int, spans: Spans) -> bool:
+    return any(low <= status <= high for low, high in spans)
+
+
+def ranges(spans: Spans) -> str:
+    return ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in spans)
