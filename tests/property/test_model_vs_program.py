@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 
 from bpf import kernel
 from tests.support.bed import Bed
@@ -43,6 +43,7 @@ def test_the_program_does_what_the_model_does(bed: Bed, theme: str) -> None:
         derandomize=not DEEP,
         deadline=None,
         database=None,
+        phases=(Phase.generate, Phase.shrink),
         suppress_health_check=list(HealthCheck),
     )
     @given(world=about.worlds, steps=about.steps)

@@ -192,10 +192,11 @@ def lying_lengths() -> st.SearchStrategy[Step]:
         ("TCP data offset", calm_pieces(frontend=0)),
         ("UDP length", calm_pieces(frontend=1)),
     ]
-    return st.one_of(
+    each = [
         st.builds(Mangled, step=step, lies=st.tuples(st.tuples(st.just(field), by)))
         for field, step in lies
-    )
+    ]
+    return st.one_of(*each)
 
 
 def calm_pieces(frontend: int | None = None) -> st.SearchStrategy[Towards]:
