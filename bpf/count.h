@@ -26,6 +26,10 @@ static __always_inline __u32 tick_of(struct cpu *cpu)
 
 static __always_inline void count_verdict(struct cpu *cpu, __u32 verdict, __u32 bytes)
 {
+	/* The compiler may know better what a function returns than the verifier:
+	 * without this, clang 18 drops the check that the verifier asks for.
+	 */
+	asm volatile("" : "+r"(verdict));
 	if (verdict >= VERDICT_COUNT)
 		return;
 	cpu->verdict[verdict].packets++;
