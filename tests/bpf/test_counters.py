@@ -10,7 +10,7 @@ from bpf import abi
 from bpf.abi import Forward, Verdict
 from tests.support.bed import BACKENDS, Bed, reconfigured
 from tests.support.frames import eth, icmp, ip, tcp, udp, unreachable
-from tests.support.scenes import V4, Net, backend, both, from_backend, one, pool, service
+from tests.support.scenes import V4, V6, Net, backend, both, from_backend, one, pool, service
 from tests.support.world import Health, World
 
 MODES = pytest.mark.parametrize("forward", Forward, ids=lambda f: f.name)
@@ -128,6 +128,22 @@ def test_a_thousand_packets_are_a_thousand(bed: Bed, net: Net) -> None:
     assert after.verdict[index].bytes - before.verdict[index].bytes == 1000 * len(frame)
     assert bed.counted("www").packets == 1000
     assert bed.counted("www").flows == 1
+
+
+@pytest.mark.parametrize(
+    ("frame", "verdict"),
+    [
+        (eth(bytes(5000), ethertype=0x88CC), Verdict.NOT_OURS),
+        (V4.frame(tcp(1, 80, "A", bytes(6000)), dst=V4.foreign), Verdict.NOT_OURS),
+        (V6.frame(udp(1, 53, bytes(6000)), dst=V6.foreign), Verdict.NOT_OURS),
+        (V4.frame(udp(1, 53, bytes(6000))), Verdict.TOO_BIG_ANSWERED),
+    ],
+    ids=["another ethertype", "foreign IPv4", "foreign IPv6", "too big"],
+)
+def test_a_frame_longer_than_a_page_counts_whole(bed: Bed, frame: bytes, verdict: Verdict) -> None:
+    """Jumbo frames that only pass through are the common case of a storage network."""
+    bed.load(one(V4))
+    bed.expect(frame, verdict)
 
 
 # ---- latency ----

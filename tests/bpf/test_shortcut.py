@@ -19,6 +19,7 @@ from tests.support.scenes import V4, Net, backend, both, from_backend, one, pool
 from tests.support.world import World
 
 TAG = ((0x8100, 5),)
+LONG = b"as long as the headers of TCP: shorter ones go the long way"
 MODES = pytest.mark.parametrize("forward", Forward, ids=lambda f: f.name)
 Prepare = Callable[[], None]
 
@@ -77,19 +78,23 @@ def _tcp_packet(flags: str, net: Net) -> bytes:
 TO_SERVICE: dict[str, Callable[[Net], bytes]] = {
     **{f"TCP {flags}": partial(_tcp_packet, flags) for flags in FLAGS},
     "data": lambda net: net.packet(tcp(41000, 80, "PA", b"odd", options=b"\1" * 12)),
-    "UDP": lambda net: net.packet(udp(41000, 53)),
+    "UDP": lambda net: net.packet(udp(41000, 53, LONG)),
     "empty UDP": lambda net: net.packet(udp(41000, 53, b"")),
-    "UDP without checksum": lambda net: net.packet(udp(41000, 53, checksum=0)),
-    "UDP with a wrong checksum": lambda net: net.packet(udp(41000, 53, checksum=0xFFFF)),
-    "UDP shorter than its segment": lambda net: net.packet(udp(41000, 53, b"abcd", length=9)),
-    "UDP longer than its segment": lambda net: net.packet(udp(41000, 53, b"abcd", length=13)),
-    "UDP length 7": lambda net: net.packet(udp(41000, 53, length=7)),
+    "UDP without checksum": lambda net: net.packet(udp(41000, 53, LONG, checksum=0)),
+    "UDP with a wrong checksum": lambda net: net.packet(udp(41000, 53, LONG, checksum=0xFFFF)),
+    "UDP shorter than its segment": lambda net: net.packet(udp(41000, 53, LONG, length=9)),
+    "UDP longer than its segment": lambda net: net.packet(
+        udp(41000, 53, LONG, length=len(LONG) + 9)
+    ),
+    "UDP length 7": lambda net: net.packet(udp(41000, 53, LONG, length=7)),
     "TCP offset 4": lambda net: net.packet(tcp(41000, 80, offset=4)),
     "TCP offset 6": lambda net: net.packet(tcp(41000, 80, offset=6)),
+    "short UDP": lambda net: net.packet(udp(41000, 53, b"x")),
     "TTL 0": lambda net: net.packet(tcp(41000, 80), ttl=0),
-    "TTL 1": lambda net: net.packet(udp(41000, 53), ttl=1),
+    "TTL 1": lambda net: net.packet(tcp(41000, 80), ttl=1),
+    "UDP, TTL 1": lambda net: net.packet(udp(41000, 53, LONG), ttl=1),
     "TTL 2": lambda net: net.packet(tcp(41000, 80), ttl=2),
-    "TTL 255": lambda net: net.packet(udp(41000, 53), ttl=255),
+    "TTL 255": lambda net: net.packet(udp(41000, 53, LONG), ttl=255),
     "type of service": lambda net: net.packet(tcp(41000, 80), tos=0xB9),
     "1500 bytes": lambda net: net.packet(tcp(41000, 80, "A", bytes(1460 if net is V4 else 1440))),
     "1453 bytes": lambda net: net.packet(udp(41000, 53, bytes(1425 if net is V4 else 1405))),
@@ -109,7 +114,7 @@ def learn(bed: Bed, world: World, net: Net, *segments: Segment) -> None:
 BEFORE: dict[str, tuple[Segment, ...]] = {
     "unknown": (),
     "half-open": (tcp(41000, 80, "S"),),
-    "known": (tcp(41000, 80), udp(41000, 53)),
+    "known": (tcp(41000, 80), udp(41000, 53, LONG)),
 }
 
 
@@ -172,10 +177,15 @@ def test_what_changes_within_the_tick(
     world = one(net, forward, pools=(pool(net, 2, slots=slots),))
 
     def prepare() -> None:
-        learn(bed, world, net, tcp(41000, 80), udp(41000, 53))
+        learn(bed, world, net, tcp(41000, 80), udp(41000, 53, LONG))
         trouble(bed)
 
-    for segment in (tcp(41000, 80), tcp(41000, 80, "S"), tcp(41000, 80, "FA"), udp(41000, 53)):
+    for segment in (
+        tcp(41000, 80),
+        tcp(41000, 80, "S"),
+        tcp(41000, 80, "FA"),
+        udp(41000, 53, LONG),
+    ):
         same_both_ways(bed, net, prepare, net.packet(segment))
     same_both_ways(bed, net, prepare, net.packet(udp(41000, 53, bytes(700))))
 
@@ -188,16 +198,16 @@ def test_what_changes_within_the_tick(
 def test_other_balancing_methods(bed: Bed, net: Net, forward: Forward, balance: Balance) -> None:
     for flags in (0, ServiceFlag.FLOWS_OFF):
         world = one(net, forward, balance=balance, flags=flags)
-        for segment in (tcp(41000, 80, "S"), tcp(41000, 80), udp(41000, 53)):
+        for segment in (tcp(41000, 80, "S"), tcp(41000, 80), udp(41000, 53, LONG)):
             same_both_ways(bed, net, partial(learn, bed, world, net), net.packet(segment))
 
 
 REPLIES: dict[str, Callable[[int, int], Segment]] = {
     **{f"TCP {flags}": partial(tcp, flags=flags) for flags in ("A", "SA", "PA", "FA", "R", "S")},
     "data": lambda a, b: tcp(a, b, "PA", bytes(1400)),
-    "UDP": lambda a, b: udp(a, b),
-    "UDP without checksum": lambda a, b: udp(a, b, checksum=0),
-    "UDP with a wrong length": lambda a, b: udp(a, b, length=100),
+    "UDP": lambda a, b: udp(a, b, LONG),
+    "UDP without checksum": lambda a, b: udp(a, b, LONG, checksum=0),
+    "UDP with a wrong length": lambda a, b: udp(a, b, LONG, length=100),
     "TCP offset 3": lambda a, b: tcp(a, b, offset=3),
 }
 
@@ -212,7 +222,7 @@ def test_every_reply(bed: Bed, net: Net, forward: Forward, client: str) -> None:
 
     def prepare(warm: bool) -> None:
         bed.load(world)
-        for segment in (tcp(41000, 80), udp(41000, 53)):
+        for segment in (tcp(41000, 80), udp(41000, 53, LONG)):
             bed.expect(net.frame(segment, src=src), Verdict.FORWARDED)
         for key in bed.returns(net.version) if warm else ():
             make = tcp if key.proto == 6 else udp
@@ -245,17 +255,17 @@ def test_settings_count_at_once(bed: Bed, forward: Forward, change: str) -> None
     world = one(V4, forward)
 
     def prepare() -> None:
-        learn(bed, world, V4, tcp(41000, 80), udp(41000, 53))
+        learn(bed, world, V4, tcp(41000, 80), udp(41000, 53, LONG))
         bed.configure(reconfigured(world, **{change: value.get(change, 5555)}))
 
-    for segment in (tcp(41000, 80), udp(41000, 53)):
+    for segment in (tcp(41000, 80), udp(41000, 53, LONG)):
         same_both_ways(bed, V4, prepare, V4.packet(segment))
 
 
 @MODES
 def test_any_port_frontends(bed: Bed, forward: Forward) -> None:
     world = one(V4, forward, frontends=((V4.vip, None, "tcp"), (V4.vip, None, "udp")))
-    known = (tcp(41000, 80), udp(41000, 53))
+    known = (tcp(41000, 80), udp(41000, 53, LONG))
     for before in ((), known):
         for segment in (*known, tcp(41000, 80, "S"), tcp(41000, 80, "R")):
             prepare = partial(learn, bed, world, V4, *before)
