@@ -14,6 +14,7 @@ from bpf.kernel import Instance, KernelError, NotLoaded, Sizes
 from reconciler import config as configuration
 from reconciler import node as nodes
 from reconciler import report, shape, sources
+from reconciler.commands import history, rollback, suspend
 from reconciler.dataplane import State
 from reconciler.follow import Accepted, Follower
 from reconciler.git import GitError
@@ -98,6 +99,8 @@ def parser() -> argparse.ArgumentParser:
     arguments.set_defaults(run=run)
     commands = arguments.add_subparsers(title="commands", metavar="")
     _add_commands(commands.add_parser)
+    for command in (history, rollback, suspend):
+        command.add(commands)
     return arguments
 
 
@@ -146,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     dry = getattr(options, "dry_run", False)
     if getattr(options, "detailed_exitcode", False) and not dry:
         arguments.error("--detailed-exitcode goes with --dry-run")
-    if getattr(options, "output", None) and not dry:
+    if getattr(options, "output", None) and not dry and options.run is run:
         arguments.error("--output goes with --dry-run: otherwise nothing is printed but the log")
     if wrong := sources.problem(options):
         arguments.error(wrong)

@@ -119,6 +119,12 @@ class Follower:
         """What the source offers; None when something kept on disk is used instead."""
         offered: Candidate | Trouble
         error: SourceError | None = None
+        if pause is not None:  # what is kept does; the source may not even be there
+            waiting = decide(None, self._good(), pause.pause(), self._rules)
+            self._fall_back(waiting, pause)
+        if pause is not None and self.accepted is not None:
+            log.warning("suspended: %s", described(pause))
+            return None
         try:
             offered = self._source.read()
         except SourceError as problem:

@@ -4,7 +4,6 @@ import argparse
 import os
 from pathlib import Path
 
-from reconciler import config as configuration
 from reconciler.acceptance import Rules
 from reconciler.git import Access
 from reconciler.gitsource import EVERY, GitSource, Place, Terms
@@ -33,7 +32,12 @@ def add_source(arguments: argparse.ArgumentParser) -> None:
     git = arguments.add_argument_group("with --from-git")
     git.add_argument("--ref", metavar="REF", help="branch, or refs/... (default: main)")
     git.add_argument("--path", metavar="PATH", help="of the file in the repository (lb.yaml)")
-    git.add_argument("--every", metavar="TIME", help="between fetches, give or take 20 %% (30s)")
+    git.add_argument(
+        "--every",
+        type=float,
+        metavar="SECONDS",
+        help=f"between fetches, give or take a fifth (default: {EVERY:g})",
+    )
     git.add_argument(
         "--verify-commit", action="store_true", help="take only commits with a good signature"
     )
@@ -72,8 +76,8 @@ def problem(options: argparse.Namespace) -> str:
         return f"--{given.replace('_', '-')} goes with --from-git" if given else ""
     if options.allowed_signers and not options.verify_commit:
         return "--allowed-signers goes with --verify-commit: without it nothing is verified"
-    if options.every and not _is_time(options.every):
-        return f"--every {options.every!r}: a time like 30s or 5m is wanted"
+    if options.every is not None and not options.every >= 1:
+        return f"--every {options.every:g}: at least one second between fetches"
     return _place(options).problem()
 
 
@@ -84,7 +88,7 @@ def source_of(options: argparse.Namespace, state_dir: Path) -> FileSource | GitS
         verify=options.verify_commit,
         allowed_signers=options.allowed_signers,
         access=Access(options.ssh_key, options.known_hosts),
-        every=configuration.seconds(options.every) if options.every else EVERY,
+        every=options.every or EVERY,
     )
     return GitSource(_place(options), state_dir / "git", terms)
 
@@ -95,10 +99,3 @@ def rules_of(options: argparse.Namespace) -> Rules:
 
 def _place(options: argparse.Namespace) -> Place:
     return Place(options.from_git, options.path or "lb.yaml", options.ref or "main")
-
-
-def _is_time(text: str) -> bool:
-    try:
-        return configuration.seconds(text) > 0
-    except (KeyError, ValueError):
-        return False
