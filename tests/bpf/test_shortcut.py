@@ -15,10 +15,11 @@ from bpf import abi
 from bpf.abi import BackendFlag, Balance, Forward, HealthState, ServiceFlag, Verdict
 from tests.support.bed import BACKENDS, CLIENTS, Action, Bed, reconfigured
 from tests.support.frames import Segment, eth, ip, ipv4, tcp, udp
-from tests.support.scenes import V4, Net, backend, both, from_backend, one, pool
+from tests.support.scenes import V4, Net, backend, from_backend, one, pool
 from tests.support.world import World
 
 TAG = ((0x8100, 5),)
+IPV4 = pytest.mark.parametrize("net", [V4], ids=["IPv4"])  # IPv6 always goes the long way
 LONG = b"as long as the headers of TCP: shorter ones go the long way"
 MODES = pytest.mark.parametrize("forward", Forward, ids=lambda f: f.name)
 Prepare = Callable[[], None]
@@ -96,9 +97,9 @@ TO_SERVICE: dict[str, Callable[[Net], bytes]] = {
     "TTL 2": lambda net: net.packet(tcp(41000, 80), ttl=2),
     "TTL 255": lambda net: net.packet(udp(41000, 53, LONG), ttl=255),
     "type of service": lambda net: net.packet(tcp(41000, 80), tos=0xB9),
-    "1500 bytes": lambda net: net.packet(tcp(41000, 80, "A", bytes(1460 if net is V4 else 1440))),
-    "1453 bytes": lambda net: net.packet(udp(41000, 53, bytes(1425 if net is V4 else 1405))),
-    "1501 bytes": lambda net: net.packet(tcp(41000, 80, "A", bytes(1461 if net is V4 else 1441))),
+    "1500 bytes": lambda net: net.packet(tcp(41000, 80, "A", bytes(1460))),
+    "1453 bytes": lambda net: net.packet(udp(41000, 53, bytes(1425))),
+    "1501 bytes": lambda net: net.packet(tcp(41000, 80, "A", bytes(1461))),
     "padded": lambda net: net.packet(tcp(41000, 80)) + bytes(6),
     "another port": lambda net: net.packet(tcp(41000, 81)),
     "another address": lambda net: net.packet(tcp(41000, 80), dst=net.foreign),
@@ -121,7 +122,7 @@ BEFORE: dict[str, tuple[Segment, ...]] = {
 @pytest.mark.parametrize("flags", [0, ServiceFlag.FLOWS_OFF], ids=["flows", "no flows"])
 @pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
 @MODES
-@both
+@IPV4
 def test_every_packet_to_a_service(
     bed: Bed, net: Net, forward: Forward, before: tuple[Segment, ...], flags: int
 ) -> None:
@@ -169,7 +170,7 @@ def _service(bed: Bed, flags: int) -> None:
 
 @pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
 @MODES
-@both
+@IPV4
 def test_what_changes_within_the_tick(
     bed: Bed, net: Net, forward: Forward, trouble: Callable[[Bed], None]
 ) -> None:
@@ -194,7 +195,7 @@ def test_what_changes_within_the_tick(
     "balance", [Balance.ROUND_ROBIN, Balance.LEAST_CONNECTIONS], ids=lambda b: b.name
 )
 @MODES
-@both
+@IPV4
 def test_other_balancing_methods(bed: Bed, net: Net, forward: Forward, balance: Balance) -> None:
     for flags in (0, ServiceFlag.FLOWS_OFF):
         world = one(net, forward, balance=balance, flags=flags)
@@ -212,9 +213,9 @@ REPLIES: dict[str, Callable[[int, int], Segment]] = {
 }
 
 
-@pytest.mark.parametrize("client", ["client", "far", "narrow", "silent"])
+@pytest.mark.parametrize("client", ["client", "narrow", "silent"])
 @pytest.mark.parametrize("forward", [Forward.NAT, Forward.FULLNAT], ids=lambda f: f.name)
-@both
+@IPV4
 def test_every_reply(bed: Bed, net: Net, forward: Forward, client: str) -> None:
     """The first of a tick, and one whose next hop is known already."""
     src = getattr(net, client)
