@@ -173,6 +173,10 @@ class Box:
 LINKS = """\
 link add wan type veth peer name wan-far
 link add lan type veth peer name lan-far
+"""
+# The far ends say nothing of their own: the program is attached, and counts what comes in.
+SILENCE = ("net.ipv6.conf.wan-far.disable_ipv6=1", "net.ipv6.conf.lan-far.disable_ipv6=1")
+ADDRESSES = """\
 link set wan up
 link set wan-far up
 link set lan up
@@ -194,6 +198,8 @@ def box(tmp_path: Path) -> Iterator[Box]:
         namespace = Namespace(name)
         stack.callback(namespace.delete)
         namespace.ip(LINKS)
+        namespace.sysctl(*SILENCE)
+        namespace.ip(ADDRESSES)
         namespace.sysctl("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
         instance = stack.enter_context(loaded(name))
         bed = Bed(instance, namespace)
