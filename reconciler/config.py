@@ -6,10 +6,11 @@ node that has room for it.
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-from fractions import Fraction
 from typing import Any
 
+from reconciler import checks as check_options
 from reconciler import shape, yamlpos
+from reconciler.checks import seconds as seconds  # noqa: PLC0414 - others read durations too
 from reconciler.model import (
     Address,
     AdminState,
@@ -32,7 +33,6 @@ from reconciler.problems import Mark, Problem, Rejected, did_you_mean
 from reconciler.yamlpos import Content, Map, Seq
 
 MAX_PORT = 65535
-_UNITS = {"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600)}
 
 
 def load(text: str, file: str = "lb.yaml") -> Config:
@@ -60,11 +60,6 @@ def sealed(text: str) -> bool:
     return yamlpos.read(text).sealed
 
 
-def seconds(text: str) -> float:
-    number = text.rstrip("smh")
-    return float(int(number) * _UNITS[text[len(number) :]])
-
-
 def percent(text: str) -> int:
     return int(text.rstrip("%"))
 
@@ -79,7 +74,10 @@ class _Reader:
         self._problems: list[Problem] = []
 
     def config(self) -> Config:
-        checks = {name: self._check(name, at) for name, at in self._section("checks")}
+        checks = {
+            name: check_options.read(name, at, self._complain)
+            for name, at in self._section("checks")
+        }
         pools = {name: self._pool(name, at, checks) for name, at in self._section("pools")}
         services = {name: self._service(name, at, pools) for name, at in self._section("services")}
         self._frontends_are_unique(services)
@@ -104,29 +102,6 @@ class _Reader:
             self._complain(parent.values_at[key], message, "without a port or a prefix length")
         return address
 
-    def _check(self, name: str, at: Map) -> Check:
-        where = f"checks[{name}]"
-        kind = CheckType(at["type"])
-        for key in ("path", "host", "expect"):
-            if key in at and kind is not CheckType.HTTP:
-                self._complain(at.keys_at[key], f"{where}: {key!r} is for checks of type http")
-        every, timeout = seconds(at.get("every", "2s")), seconds(at.get("timeout", "1s"))
-        if timeout > every:
-            mark = at.values_at.get("timeout", at.at)
-            self._complain(mark, f"{where}: a timeout of {timeout:g} s outlasts every {every:g} s")
-        return Check(
-            name=name,
-            type=kind,
-            every=every,
-            timeout=timeout,
-            rise=at.get("rise", 2),
-            fall=at.get("fall", 3),
-            port=at.get("port"),
-            path=at.get("path", "/"),
-            host=at.get("host", ""),
-            expect=tuple(_status(text) for text in at.get("expect", ["200-299"])),
-        )
-
     def _pool(self, name: str, at: Map, checks: Mapping[str, Check]) -> Pool:
         where = f"pools[{name}]"
         check = self._check_of(at, checks, where)
@@ -139,7 +114,7 @@ class _Reader:
         if backends and not any(backend.weight for backend in backends.values()):
             message = f"{where}: all weights are 0, so no backend takes new flows"
             self._complain(at.keys_at["backends"], message, "for maintenance say state: down")
-        if check and not check.port:
+        if check and not check.port and check.type is not CheckType.ICMP:
             self._checkable(section, backends, where)
         if "initial" in at and not check:
             self._complain(at.keys_at["initial"], f"{where}: 'initial' needs a check")
@@ -292,11 +267,6 @@ def _parsed(text: str) -> Address | None:
         return ipaddress.ip_address(text) if "%" not in text else None
     except ValueError:
         return None
-
-
-def _status(text: str | int) -> tuple[int, int]:
-    low, _, high = str(text).partition("-")
-    return int(low), int(high or low)
 
 
 def _guardrails(at: Mapping[str, Any]) -> Guardrails:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 Address = IPv4Address | IPv6Address
 
@@ -75,6 +76,10 @@ class HashOn(StrEnum):
 class CheckType(StrEnum):
     TCP = "tcp"
     HTTP = "http"
+    HTTPS = "https"
+    UDP = "udp"
+    DNS = "dns"
+    ICMP = "icmp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,7 @@ class Check:
     path: str = "/"
     host: str = ""
     expect: tuple[tuple[int, int], ...] = ((200, 299),)
+    options: Mapping[str, Any] = field(default_factory=dict)  # further fields of targets.json
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from bpf import abi
 from reconciler.compile import Desired
 from reconciler.model import Backend, Check, CheckType, Config, Pool
 
-FORMAT = "1.0"
+FORMAT = "1.1"
 
 
 def targets(config: Config, desired: Desired, instance: str, health_map: Path) -> dict[str, Any]:
@@ -33,13 +33,15 @@ def targets(config: Config, desired: Desired, instance: str, health_map: Path) -
 
 
 def _target(number: int, pool: Pool, backend: Backend, check: Check) -> dict[str, Any]:
-    return {
+    portless = check.type is CheckType.ICMP
+    target: dict[str, Any] = {
         "id": number,
         "name": f"{pool.name}/{backend.name}",
         "address": str(backend.address),
-        "port": check.port or backend.port,
+        "port": 0 if portless else check.port or backend.port,
         "check": _check(check),
     }
+    return target | {"assumed_up": True} if pool.initial_up else target
 
 
 def _check(check: Check) -> dict[str, Any]:
@@ -51,12 +53,14 @@ def _check(check: Check) -> dict[str, Any]:
         "rise": check.rise,
         "fall": check.fall,
     }
-    if check.type is CheckType.HTTP:
+    if check.type in (CheckType.HTTP, CheckType.HTTPS):
         told["path"] = check.path
         told["expect"] = [list(span) for span in check.expect]
     if check.host:
         told["host"] = check.host
-    return told
+    if check.type is CheckType.DNS:
+        told["record"] = "A"
+    return told | dict(check.options)
 
 
 def publish(path: Path, text: str) -> bool:

@@ -14,8 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from healthcheck.checker import Engine, Watch
-from healthcheck.exchange import Reason, Result, failed
 from healthcheck.definition import Subject
+from healthcheck.exchange import Reason, Result, failed
 from healthcheck.fleet import Fleet
 from healthcheck.health import FULL, Outcome, State
 from healthcheck.probes import Attempt

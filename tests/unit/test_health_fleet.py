@@ -8,8 +8,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from healthcheck.fleet import REFRESH
 from healthcheck.exchange import Reason, Result
+from healthcheck.fleet import REFRESH
 from healthcheck.health import Outcome, State
 from healthcheck.members import TRUSTED
 from healthcheck.verdicts import VerdictsError
