@@ -14,8 +14,11 @@ from bpf.kernel import Instance, KernelError, NotLoaded, Sizes
 from reconciler import config as configuration
 from reconciler import node as nodes
 from reconciler import report, shape, sources
-from reconciler.commands import history, rollback, suspend
+from reconciler.commands import history, override, rollback, status, suspend, sync
+from reconciler.control import SOCKET, NotRunning, Refused, Requests
+from reconciler.counting import NAME as COUNTERS
 from reconciler.dataplane import State
+from reconciler.desk import Desk
 from reconciler.follow import Accepted, Follower
 from reconciler.git import GitError
 from reconciler.ids import NoRoom
@@ -35,11 +38,15 @@ from reconciler.loop import (
 from reconciler.maps import PinnedMaps
 from reconciler.model import Node
 from reconciler.neigh import Neighbours
+from reconciler.observer import NAME as CONDITIONS
+from reconciler.observer import Observer
+from reconciler.orders import Orders
 from reconciler.overrides import Unusable, in_force
 from reconciler.overriding import OverrideFile
 from reconciler.parts import node_problems
 from reconciler.problems import Rejected
 from reconciler.revision import SourceError
+from reconciler.serve import Board, Server
 from reconciler.source import Poke, Source
 
 DONE, FAILED, PENDING, REJECTED, REFUSED, USAGE = 0, 1, 2, 3, 4, 64
@@ -99,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.set_defaults(run=run)
     commands = arguments.add_subparsers(title="commands", metavar="")
     _add_commands(commands.add_parser)
-    for command in (history, rollback, suspend):
+    for command in (history, override, rollback, status, suspend, sync):
         command.add(commands)
     return arguments
 
@@ -113,7 +120,9 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     )
     validate.set_defaults(run=validate_files)
     schema = add("schema", help="print the schema of a file", allow_abbrev=False)
-    schema.add_argument("name", nargs="?", default="config", choices=("config", "node", "targets"))
+    schema.add_argument(
+        "name", nargs="?", default="config", choices=("config", "node", "targets", "status")
+    )
     schema.set_defaults(run=print_schema)
     teardown = add("teardown", help="detach and remove an instance, flows included")
     teardown.add_argument("--instance", default="default", metavar="NAME")
@@ -159,7 +168,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Rejected as error:
         print(error, file=sys.stderr)
         return REJECTED
-    except (KernelError, SourceError, GitError, NoRoom, NotConverged, Unusable, OSError) as error:
+    except (
+        KernelError,
+        SourceError,
+        GitError,
+        NoRoom,
+        NotConverged,
+        NotRunning,
+        Refused,
+        Unusable,
+        OSError,
+    ) as error:
         print(f"reconciler: {error}", file=sys.stderr)
         return FAILED
     return code
@@ -183,7 +202,7 @@ def run(options: argparse.Namespace) -> int:
             )
             if accepted is not None:
                 return once(reconciler, accepted, follower)
-            return follow(Daemon(reconciler, source, follower, place), neighbours, source)
+            return follow(reconciler, source, follower, node, place, neighbours)
 
 
 def follower_of(options: argparse.Namespace, source: Source, node: Node, place: Place) -> Follower:
@@ -199,8 +218,18 @@ def once(reconciler: Reconciler, accepted: Accepted, follower: Follower) -> int:
     return REFUSED if view.refused else DONE
 
 
-def follow(daemon: Daemon, neighbours: Neighbours, source: Source) -> int:
+def follow(
+    reconciler: Reconciler,
+    source: Source,
+    follower: Follower,
+    node: Node,
+    place: Place,
+    neighbours: Neighbours,
+) -> int:
     poke = Poke()
+    board, requests = Board(), Requests(poke)
+    desk = desk_of(reconciler, source, follower, node, place, board, requests)
+    daemon = Daemon(reconciler, source, follower, place, desk)
 
     def stop(*_: Any) -> None:  # noqa: ANN401 -- signal number and frame
         daemon.stopping = True
@@ -214,8 +243,30 @@ def follow(daemon: Daemon, neighbours: Neighbours, source: Source) -> int:
         poke()
 
     signal.signal(signal.SIGHUP, look_now)
-    daemon.run(poke, neighbours)
+    socket = place.run_dir / SOCKET
+    with Server(board, requests, node.listen, socket, node.control_group):
+        daemon.run(poke, neighbours)
     return DONE
+
+
+def desk_of(
+    reconciler: Reconciler,
+    source: Source,
+    follower: Follower,
+    node: Node,
+    place: Place,
+    board: Board,
+    requests: Requests,
+) -> Desk:
+    def backends() -> list[tuple[str, str]]:
+        accepted = follower.accepted
+        pools = accepted.config.pools.values() if accepted else ()
+        return [(pool.name, name) for pool in pools for name in pool.backends]
+
+    observer = Observer(reconciler.instance, reconciler.books, node, place.run_dir, board)
+    observer.found(applied(place), reconciler.dataplane.read())
+    orders = Orders(place.state_dir, backends, source.hurry)
+    return Desk(board, requests, orders, observer)
 
 
 def dry_run(options: argparse.Namespace, node: Node, place: Place) -> int:
@@ -253,7 +304,7 @@ def _live(
     settings = actual.settings.get(0)
     epoch = settings.hop_epoch if settings else 0
     around = surroundings(neighbours, accepted.config, node, epoch, wait=None)
-    forced = in_force(OverrideFile(place.run_dir).read(), time.time())
+    forced = in_force(OverrideFile(place.state_dir).read(), time.time())
     return Live(actual, dataplane.health(), around, dataplane.room(), forced)
 
 
@@ -300,7 +351,7 @@ def tear_down(options: argparse.Namespace) -> int:
             Instance.open(place.instance).teardown()
         except NotLoaded as error:
             print(f"reconciler: {error}", file=sys.stderr)
-        for name in ("targets.json", "applied.yaml"):
+        for name in ("targets.json", "applied.yaml", COUNTERS, CONDITIONS):
             (place.run_dir / name).unlink(missing_ok=True)
     return DONE
 

@@ -28,6 +28,7 @@ from reconciler.yamlpos import MAX_BYTES
 EVERY = 30.0
 JITTER = 0.2  # of the pause, up or down: many nodes must not knock at once
 LONGEST = 300.0  # between attempts, however long a remote has been away
+POLL = 0.05  # seconds between looks while somebody waits for a fetch
 _OFFERED = "refs/evenkeel/offered"
 _ACCEPTED = "refs/evenkeel/accepted"
 
@@ -85,6 +86,7 @@ class GitSource:
         self._taken: object = None
         self._failures = 0
         self._wanted = Poke()
+        self._asked = self._answered = 0  # hurries, and those that a fetch has followed
         self._stopping = False
         self._thread: threading.Thread | None = None
 
@@ -108,9 +110,10 @@ class GitSource:
         return self.fetch()
 
     def due(self) -> float:
-        return float("inf")
+        return POLL if self._answered < self._asked else float("inf")
 
     def hurry(self) -> None:
+        self._asked += 1
         self._wanted()
 
     def accepted(self, taken: Revision) -> None:
@@ -195,10 +198,12 @@ class GitSource:
 
     def _follow(self, wake: Callable[[], None]) -> None:
         while not self._ended():
+            asked = self._asked
             latest = self._attempt()
             if not self._ended() and not _same(latest, self._latest):
                 self._latest = latest
                 wake()
+            self._answered = asked
             self._wanted.wait(self.pause(random.uniform(-JITTER, JITTER)))  # noqa: S311 -- no secret
 
     def _ended(self) -> bool:

@@ -20,6 +20,8 @@ from bpf.pins import Pins
 from reconciler import config as configuration
 from reconciler import published
 from reconciler.compile import Surroundings
+from reconciler.counting import Books
+from reconciler.desk import Desk
 from reconciler.follow import Accepted, Follower
 from reconciler.history import History, Result
 from reconciler.ids import NoRoom
@@ -130,7 +132,8 @@ class Reconciler:
         self._node, self._place, self._neighbours = node, place, neighbours
         self._allow_removals = allow_removals
         self._clock = clock
-        self._overrides = OverrideFile(place.run_dir)
+        self._overrides = OverrideFile(place.state_dir)
+        self.books = Books(place.run_dir, instance)
         self.history = History(place.state_dir / "history")
         self._set: Overrides = ()
 
@@ -148,6 +151,7 @@ class Reconciler:
         )
         allowed = self._allow_removals or accepted.allow_removals
         view = look(accepted.config, self._node, live, allow_removals=allowed)
+        self.books.follow(view.desired)
         self._apply(view, accepted.revision)
         self._attach()
         self._tell(view, accepted)
@@ -232,10 +236,15 @@ class Daemon:
     """Looks when something happened, and every so often when nothing did."""
 
     def __init__(
-        self, reconciler: Reconciler, source: Source, follower: Follower, place: Place
+        self,
+        reconciler: Reconciler,
+        source: Source,
+        follower: Follower,
+        place: Place,
+        desk: Desk,
     ) -> None:
         self._reconciler, self._source = reconciler, source
-        self._place = place
+        self._place, self._desk = place, desk
         self.follower = follower
         self._seen: object = None
         self._due = 0.0
@@ -247,9 +256,12 @@ class Daemon:
         self._source.start(poke)
         try:
             while not self.stopping:
+                if self._desk.take():
+                    self._due = 0.0
                 self._follow_source(hint)
                 self._pass(neighbours)
                 self._sweep()
+                self._tell()
                 poke.wait(min(TICK, self._source.due()))
         finally:
             hint.close()
@@ -283,10 +295,19 @@ class Daemon:
                 accepted, wait=0 if self._seen else PATIENCE, stale_hops=self._rerouted(seen)
             )
             self._seen, self._due = seen, now + VERIFY
-            keep(self._reconciler, self.follower, view)
+            self._went(accepted, view, now)
         except (KernelError, NoRoom, NotConverged, OSError) as error:
             log.error("%s", error)  # noqa: TRY400
-            keep(self._reconciler, self.follower, error)
+            self._went(accepted, error, now)
+
+    def _went(self, accepted: Accepted, outcome: View | Exception, began: float) -> None:
+        keep(self._reconciler, self.follower, outcome)
+        kept = self._reconciler.history.generations()
+        self._desk.went(accepted.config, outcome, time.monotonic() - began, kept)
+
+    def _tell(self) -> None:
+        at_rest = self._source.due() >= TICK
+        self._desk.tell(self.follower.following, self._reconciler.overrides(), at_rest=at_rest)
 
     def _sweep(self) -> None:
         """Expire flows, and count the living anew: evictions make the counts drift."""

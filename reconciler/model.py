@@ -186,3 +186,5 @@ class Node:
     gue_port: int = 6080
     icmp_rate: int = 1000  # a second; 0: no limit
     latency_sample: int = 1024  # one packet in so many; 0: none
+    listen: str = "127.0.0.1:9160"  # status and metrics; off: nowhere
+    control_group: str = ""  # whose members may command

@@ -8,6 +8,8 @@ from reconciler.model import Address, Node
 from reconciler.problems import Problem, Rejected
 from reconciler.yamlpos import Map
 
+LISTEN = "127.0.0.1:9160"
+
 
 def load(text: str, file: str = "node.yaml") -> Node:
     root = parse(text, file, "node")
@@ -22,10 +24,27 @@ def load(text: str, file: str = "node.yaml") -> Node:
         gue_port=root.get("gue-port", 6080),
         icmp_rate=root.get("icmp-rate", 1000),
         latency_sample=_power_of_two(root, found),
+        listen=_listen(root, found),
+        control_group=root.get("control-group", ""),
     )
     if found:
         raise Rejected(file, found, text)
     return node
+
+
+def _listen(root: Map, found: list[Problem]) -> str:
+    listen: str = root.get("listen", LISTEN)
+    host, _, port = listen.rpartition(":")
+    try:
+        if listen != "off":
+            ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
+        if listen == "off" or 0 < int(port) <= MAX_PORT:
+            return listen
+    except ValueError:
+        pass
+    message = f"listen: {listen!r} is no address and port"
+    found.append(Problem(root.values_at["listen"], message, f"write {LISTEN}, [::1]:9160 or off"))
+    return LISTEN
 
 
 def is_prime(number: int) -> bool:

@@ -5,7 +5,7 @@ an expiry. It moves no slot and changes no digest; it is two flags in the
 backend's entry, and is kept in a file of its own, never in the configuration.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -46,7 +46,7 @@ class Override:
 Overrides = tuple[Override, ...]
 
 
-def checked(override: Override, known: Iterable[tuple[str, str]]) -> Override:
+def checked(override: Override) -> Override:
     """The same, if it may be set: Unusable says what is wrong with it."""
     if not override.reason.strip():
         raise Unusable(f"override {override.name}: say why: --reason TEXT")
@@ -55,8 +55,6 @@ def checked(override: Override, known: Iterable[tuple[str, str]]) -> Override:
             f"override {override.name}: for {override.until - override.since:g} s: more than 0,"
             f" at most {LONGEST:g} s; what is meant to last is a backend's `state` in lb.yaml"
         )
-    if (override.pool, override.backend) not in set(known):
-        raise Unusable(f"override {override.name}: no such backend is configured")
     return override
 
 

@@ -1,4 +1,4 @@
-"""Where overrides are kept: one file that is renamed into place. Decides nothing about them.
+"""Where overrides are kept: one file in the state folder, renamed into place. Decides nothing about them.
 
 Reading needs no lock. Who changes it holds one meanwhile, so that the daemon and
 a command line without it lose none of each other's.
@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from reconciler import overrides, published
+from reconciler import durable, overrides
 from reconciler.overrides import Overrides, Unusable
 
 NAME = "overrides.json"
 
 
 class OverrideFile:
-    def __init__(self, run_dir: Path) -> None:
-        self.path = run_dir / NAME
+    def __init__(self, state_dir: Path) -> None:
+        self.path = state_dir / NAME
 
     def read(self) -> Overrides:
         """All that were set, expired or not; Unusable when the file says something else."""
@@ -36,7 +36,7 @@ class OverrideFile:
         """Replace the content; what the file says now."""
         with self._locked():
             changed = how(self.read())
-            published.publish_json(self.path, overrides.document(changed))
+            durable.write(self.path, json.dumps(overrides.document(changed), indent=1) + "\n")
             return changed
 
     @contextmanager

@@ -336,6 +336,11 @@ def _condition(one: Condition) -> ConditionStatus:
     return ConditionStatus(one.type, one.status, one.reason, one.message, since, one.well)
 
 
+def build_conditions(found: Iterable[Condition]) -> list[dict[str, Any]]:
+    """As the document has them."""
+    return [_plain(_condition(one)) for one in found]
+
+
 def _override(one: Override) -> OverrideStatus:
     times = Moment(one.since), Moment(one.until)
     return OverrideStatus(one.name, one.state, one.reason, one.by, *times)

@@ -1,0 +1,75 @@
+"""The operators' side of the loop: takes orders, watches what comes of them, and tells.
+
+Lives in the loop's thread. An order is answered after the pass that it caused, and
+`sync` not before the source has come to rest.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from reconciler.control import Document, Refused, Request, Requests
+from reconciler.follow import Following
+from reconciler.history import Generation
+from reconciler.look import View
+from reconciler.model import Config
+from reconciler.observer import Observer
+from reconciler.orders import Orders
+from reconciler.overrides import Overrides
+from reconciler.serve import Board
+from reconciler.status import build_conditions
+
+
+class Desk:
+    def __init__(
+        self, board: Board, requests: Requests, orders: Orders, observer: Observer
+    ) -> None:
+        self._board, self._requests = board, requests
+        self._orders, self.observer = orders, observer
+        self._pending: list[tuple[Request, Document]] = []
+
+    def take(self) -> bool:
+        """Carry out what was ordered meanwhile; whether a pass is due for it."""
+        taken = self._requests.take()
+        for request in taken:
+            try:
+                self._pending.append((request, self._orders.carry_out(request)))
+            except Refused as error:
+                request.answer.set_exception(error)
+        return bool(taken)
+
+    def went(
+        self,
+        config: Config,
+        outcome: View | Exception,
+        seconds: float,
+        kept: Iterable[Generation],
+    ) -> None:
+        """A pass is over; `kept` is the history now."""
+        if isinstance(outcome, Exception):
+            self.observer.failed(outcome, seconds)
+        else:
+            self.observer.passed(config, outcome, seconds)
+        self.observer.recall(kept)
+
+    def tell(self, following: Following, overrides: Overrides, *, at_rest: bool) -> None:
+        """Publish what there is to know, and answer those who wait for it."""
+        self.observer.publish(following, overrides, now=bool(self._pending))
+        waiting, self._pending = self._pending, []
+        for request, result in waiting:
+            if request.command == "sync" and not at_rest:
+                self._pending.append((request, result))
+            else:
+                _answer(request, {**result, "outcome": self._outcome()})
+
+    def _outcome(self) -> dict[str, Any]:
+        facts = self._board.facts
+        meta = facts.meta if facts else None
+        return {
+            "generation": meta.generation if meta else 0,
+            "conditions": build_conditions(facts.conditions if facts else ()),
+        }
+
+
+def _answer(request: Request, result: Document) -> None:
+    if request.answer.set_running_or_notify_cancel():
+        request.answer.set_result(result)

@@ -1,0 +1,73 @@
+"""What healthcheck publishes as health.json, as far as a status says it. Read only; never a verdict.
+
+The verdict is in the health map. This adds why, since when, and whether the
+checker is alive at all.
+"""
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from reconciler.status import Checked, Moment
+
+NAME = "health.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    at: float
+    troubles: tuple[str, ...] = ()
+    backends: Mapping[int, Checked] = field(default_factory=dict)  # by id
+
+
+class HealthFile:
+    """Parsed only when it is another one."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / NAME
+        self._seen: tuple[int, int] | None = None
+        self._report: Report | None = None
+
+    def read(self) -> Report | None:
+        """The last report that could be read; None: there is none."""
+        try:
+            found = self._path.stat()
+            seen = found.st_ino, found.st_mtime_ns
+            if seen != self._seen:
+                self._report = parse(json.loads(self._path.read_text()))
+                self._seen = seen
+        except FileNotFoundError:
+            self._report, self._seen = None, None
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # renamed into place: the next one is better
+        return self._report
+
+
+def parse(content: Mapping[str, Any]) -> Report:
+    return Report(
+        at=_time(content["published_at"]),
+        troubles=tuple(f"{one['type']}: {one['message']}" for one in content["conditions"]),
+        backends={entry["id"]: _backend(entry) for entry in content["backends"]},
+    )
+
+
+def _backend(entry: Mapping[str, Any]) -> Checked:
+    last = entry.get("last") or {}
+    since = None
+    with suppress(ValueError):
+        since = _time(entry["since"]) if entry["since"] else None
+    return Checked(
+        check=str(entry["check"]),
+        since=since,
+        reason=str(last.get("reason", "")),
+        detail=str(last.get("detail", "")),
+        latency_ms=last.get("latency_ms"),
+    )
+
+
+def _time(text: str) -> Moment:
+    return Moment(datetime.fromisoformat(text).timestamp())

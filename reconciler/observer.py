@@ -1,0 +1,246 @@
+"""Gathers what a status is made from, in the loop's thread, and hands it over whole.
+
+Looks and remembers what was said; changes nothing, and is asked by nobody whether
+to. What it cannot read is left as it was: forwarding does not depend on it.
+"""
+
+import importlib.metadata
+import json
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from bpf.kernel import Instance, KernelError, now_tick
+from reconciler import conditions, counting, published
+from reconciler.conditions import Condition, Holds, Observed, Trouble, Type
+from reconciler.counting import Books
+from reconciler.dataplane import State
+from reconciler.follow import Following
+from reconciler.healthfile import HealthFile
+from reconciler.history import Generation
+from reconciler.look import View
+from reconciler.model import Config, Node
+from reconciler.overrides import Overrides
+from reconciler.rates import Window
+from reconciler.revision import Revision
+from reconciler.roster import Roster
+from reconciler.serve import Board
+from reconciler.status import Attempt, Daemon, Facts, Moment, Past, Suspend
+from reconciler.suspension import Suspension
+
+PACE = 1.0  # seconds from one reading to the next, at least
+SHARE = 0.02  # of the loop's time that readings may take
+NAME = "conditions.json"
+log = logging.getLogger("reconciler")
+
+
+def version() -> str:
+    try:
+        return importlib.metadata.version("evenkeel")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+class Observer:
+    def __init__(
+        self,
+        instance: Instance,
+        books: Books,
+        node: Node,
+        run_dir: Path,
+        board: Board,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._instance, self._books, self._node = instance, books, node
+        self._board, self._clock = board, clock
+        self._health = HealthFile(run_dir)
+        self._window = Window()
+        self._path = run_dir / NAME
+        self._conditions = kept(self._path)
+        self._config: Config | None = None
+        self._state, self._roster = State(), Roster()
+        self._refused: tuple[str, ...] = ()
+        self._converged = False
+        self._apply: Trouble | None = None
+        self._passes: Counter[str] = Counter()
+        self._seconds = 0.0
+        self._writes = 0
+        self._started = clock()
+        self._due = 0.0
+        self.history: tuple[Past, ...] = ()
+        self.drift: tuple[str, ...] = ()
+        self.stalled: Trouble | None = None
+
+    # ---- what the loop says
+
+    def found(self, config: Config | None, state: State) -> None:
+        """What the maps said before the first pass of this process."""
+        self._state, self._config = state, config
+        self._roster = Roster.recovered(config, state) if config else Roster()
+
+    def passed(self, config: Config, view: View, seconds: float) -> None:
+        """The maps are what the view holds."""
+        self._config, self._state, self._roster = config, view.held, Roster.of(view.desired)
+        self._refused = tuple(str(finding) for finding in view.findings if finding.refused)
+        self._converged, self._apply = True, None
+        self._writes += len(view.ops)
+        self._count("refused" if view.refused else "applied" if view.ops else "unchanged", seconds)
+
+    def failed(self, error: Exception, seconds: float) -> None:
+        """The maps are what they were, or something between that and what they are to be."""
+        self._apply = Trouble(type(error).__name__, str(error))
+        self._count("failed", seconds)
+
+    def recall(self, generations: Iterable[Generation]) -> None:
+        self.history = past(generations)
+
+    def _count(self, result: str, seconds: float) -> None:
+        self._passes[result] += 1
+        self._seconds += seconds
+        self._due = 0.0
+
+    # ---- what others see
+
+    def publish(self, following: Following, overrides: Overrides, *, now: bool = False) -> None:
+        """New facts, when it is time or somebody waits: after a pass, else every second."""
+        self._board.seen = began = time.monotonic()
+        if began < self._due and not now:
+            return
+        try:
+            self._board.facts = self._facts(following, overrides)
+        except (KernelError, OSError) as error:
+            log.error("status: %s", error)  # noqa: TRY400
+        took = time.monotonic() - began
+        self._due = began + max(PACE, took / SHARE)
+
+    def _facts(self, following: Following, overrides: Overrides) -> Facts:
+        now = self._clock()
+        report = self._health.read()
+        self._window.add(counting.read(self._instance))
+        facts = Facts(
+            instance=self._instance.name,
+            now=now,
+            tick=now_tick(),
+            state=self._state,
+            config=self._config,
+            roster=self._roster,
+            health=dict(self._instance.maps.health.items()),
+            checked=report.backends if report else {},
+            reading=self._window.newest,
+            earlier=self._window.oldest,
+            services=self._books.services,
+            backends=self._books.backends,
+            attached=tuple(self._instance.attachments()),
+            meta=self._instance.maps.meta.get(0),
+            daemon=self._daemon(),
+            overrides=overrides,
+            refused=self._refused,
+            drift=self.drift,
+            suspends=suspends(following.suspension),
+            history=self.history,
+        )
+        observed = Observed(
+            now=now,
+            converged=self._converged,
+            source=following.trouble,
+            rejected=following.rejected,
+            apply=self._apply,
+            refused=self._refused,
+            interfaces=tuple(self._node.interfaces),
+            attached=tuple(one.interface for one in facts.attached),
+            checked=_checked(self._config),
+            reported_at=report.at if report else None,
+            checker=report.troubles if report else (),
+            stalled=self.stalled,
+            suspended=following.suspended,
+            overrides=tuple(f"{one.name} {one.state}: {one.reason}" for one in overrides),
+        )
+        return replace(
+            facts, conditions=self._judge(observed), attempt=self._attempt(facts, following)
+        )
+
+    def _judge(self, observed: Observed) -> tuple[Condition, ...]:
+        judged = conditions.follow(self._conditions, conditions.judge(observed), observed.now)
+        if judged != self._conditions:
+            document = {"conditions": [asdict(condition) for condition in judged]}
+            published.publish_json(self._path, document)
+        self._conditions = judged
+        return judged
+
+    def _attempt(self, facts: Facts, following: Following) -> Attempt | None:
+        offered = following.offered
+        if offered is None:
+            return None
+        digest = bytes(facts.meta.digest) if facts.meta else b""
+        known = facts.meta.generation if facts.meta else 0
+        trouble = following.rejected or self._apply
+        return Attempt(
+            path=offered.path,
+            generation=known if offered.digest == digest else known + 1,
+            digest=offered.digest.hex(),
+            commit=offered.commit,
+            commit_text=str(offered.made),
+            at=self._offered_at(offered, facts.now),
+            result=self._result(offered.digest == digest, following),
+            message=trouble.message if trouble else "",
+        )
+
+    def _offered_at(self, offered: Revision, now: float) -> Moment:
+        before = self._board.facts.attempt if self._board.facts else None
+        same = before is not None and before.digest == offered.digest.hex()
+        return before.at if before is not None and same else Moment(now)
+
+    def _result(self, is_applied: bool, following: Following) -> str:
+        if following.rejected is not None:
+            return "rejected"
+        if self._apply is not None:
+            return "failed"
+        if is_applied:
+            return "held" if self._refused else "applied"
+        return "suspended" if following.suspension else "pending"
+
+    def _daemon(self) -> Daemon:
+        return Daemon(
+            pid=os.getpid(),
+            version=version(),
+            started=Moment(self._started),
+            passes=dict(self._passes),
+            pass_seconds=self._seconds,
+            map_writes=self._writes,
+        )
+
+
+def _checked(config: Config | None) -> bool:
+    return config is not None and any(pool.check for pool in config.pools.values())
+
+
+def past(generations: Iterable[Generation]) -> tuple[Past, ...]:
+    return tuple(
+        Past(one.number, one.digest, one.commit, Moment(one.time), one.result)
+        for one in generations
+    )
+
+
+def suspends(found: Suspension | None) -> tuple[Suspend, ...]:
+    if found is None:
+        return ()
+    until = None if found.broken else Moment(found.until)
+    return (Suspend(found.reason, found.by, Moment(found.since), until, found.generation),)
+
+
+def kept(path: Path) -> tuple[Condition, ...]:
+    """Since when things have been as they are, from before a restart."""
+    try:
+        return tuple(
+            Condition(
+                Type(one["type"]), Holds(one["status"]),
+                str(one["reason"]), str(one["message"]), float(one["since"]),
+            )
+            for one in json.loads(path.read_text())["conditions"]
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()  # times begin anew
