@@ -54,6 +54,7 @@ struct lane {
 	struct frontend *frontend;
 	struct service *service;
 	struct backend *backend;
+	struct flow *stale;	/* to be marked as seen when the packet goes out */
 	__u32 bytes;
 	__u32 egress;
 	__u16 length;
@@ -202,18 +203,31 @@ static __always_inline bool lane_service(struct lane *lane, __u32 frontend)
 	return lane->service;
 }
 
-/* A flow of this tick needs no refreshing and cannot be idle. */
+/* Not seen in this tick yet. A flow without a return entry needs only its time. */
+static __always_inline bool short_refresh(struct lane *lane, struct flow *flow, __u32 now)
+{
+	const struct service *s = lane->service;
+
+	if (s->forward == FORWARD_NAT || s->forward == FORWARD_FULLNAT)
+		return false;
+	lane->stale = flow;
+	return !is_idle(flow, now, lane->proto == IPPROTO_TCP ? s->tcp_idle : s->udp_idle);
+}
+
+/* A flow that is open, by the table's present backend and service. */
 static __always_inline bool short_flow(struct lane *lane, const struct flow4_key *key,
 				       struct cpu *cpu)
 {
 	struct flow *flow = bpf_map_lookup_elem(&flows4, key);
+	__u32 now;
 
 	if (!flow || flow->state & FLOW_CLOSED)
 		return false;
-	if (flow->seen != tick_of(cpu))
-		return false;
 	lane->backend = backend_of(flow->backend);
 	if (!lane->backend || !lane_service(lane, flow->frontend))
+		return false;
+	now = tick_of(cpu);
+	if (flow->seen != now && !short_refresh(lane, flow, now))
 		return false;
 	return !down_for_flows(lane->backend);
 }
@@ -328,6 +342,7 @@ static __always_inline int shortcut(struct xdp_md *ctx, struct lane *lane, struc
 
 	if (frame + SHORT_FRAME > end || *ethertype(frame) != bpf_htons(ETH_P_IP))
 		return LONG_WAY;
+	lane->stale = NULL;
 	lane->frame = frame;
 	lane->bytes = end - frame;
 	lane->proto = ip->protocol;
@@ -355,7 +370,10 @@ static __always_inline int shortcut(struct xdp_md *ctx, struct lane *lane, struc
 			return LONG_WAY;
 	}
 	verdict = short_deliver(ctx, lane);
-	if (verdict == VERDICT_FORWARDED)
-		count_request(lane->service->id, lane->backend->id, lane->bytes);
+	if (verdict != VERDICT_FORWARDED)
+		return verdict;
+	if (lane->stale)
+		lane->stale->seen = cpu->tick;
+	count_request(lane->service->id, lane->backend->id, lane->bytes);
 	return verdict;
 }
