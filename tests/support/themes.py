@@ -70,7 +70,7 @@ def sound_pool(net: Net, number: int) -> st.SearchStrategy[Pool]:
 def sound_worlds(
     draw: st.DrawFn,
     forwards: tuple[Forward, ...] = tuple(Forward),
-    flags: tuple[int, ...] = (0, 0, 0, ServiceFlag.FLOWS_OFF, ServiceFlag.KEEP_DOWN),
+    flags: tuple[int, ...] = (0, 0, 0, 0, *ServiceFlag),
     port_high: int = 40003,
 ) -> World:
     """One or two services on one address each, with frontends of both protocols; nothing amiss."""
@@ -100,6 +100,27 @@ def sound_worlds(
 def _third(vip: str) -> st.SearchStrategy[tuple[str, int | None, str]]:
     ports = st.sampled_from((None, 443))
     return st.tuples(st.just(vip), ports, st.sampled_from(("tcp", "udp")))
+
+
+@st.composite
+def narrow_worlds(draw: st.DrawFn) -> World:
+    """One service, few backends, two frontends and few ports: flows of one client get in each
+    other's way, and wait for each other's entries to rest.
+    """
+    net = NETS[draw(st.sampled_from((4, 6)))]
+    few = tuple(draw(sound_pool(net, number)) for number in range(len(POOLS)))
+    shown = Service(
+        "s0",
+        ((net.vip, 80, "tcp"), (net.vip, 443, "tcp"), (net.vip, 53, "udp")),
+        few[:1],
+        draw(st.sampled_from(TRANSLATING)),
+        draw(mostly(Balance.HASH, Balance.ROUND_ROBIN)),
+        gate=draw(st.sampled_from((0, 1, 2, 3))),
+        tcp_idle=IDLE["tcp_idle"],
+        udp_idle=IDLE["udp_idle"],
+    )
+    settings = Settings(closing=3, rest=5, port_low=40000, port_high=draw(mostly(40000, 40001)))
+    return World((Service("all", (), few, Forward.DSR), shown), settings, backend_ifindex=20)
 
 
 # ---- calm steps ----
@@ -150,6 +171,14 @@ def flow_steps() -> st.SearchStrategy[list[Step]]:
     one = st.one_of(calm_towards(), calm_towards(), calm_backs(), time_and_loss())
     single = st.lists(st.one_of(one, one, one, backend_trouble()), min_size=2, max_size=6)
     return flat(st.one_of(single, single, episodes()), least=3, most=7)
+
+
+def meeting_steps() -> st.SearchStrategy[list[Step]]:
+    towards_either = st.integers(0, 1).flatmap(calm_towards)
+    times = st.builds(Age, ticks=st.sampled_from((1, 3, 4, 5, 6, 8, 20)))
+    losses = st.builds(Evict, store=st.sampled_from(("flows", "returns", "opening")))
+    one = st.one_of(towards_either, towards_either, towards_either, calm_backs(), times, losses)
+    return flat(st.lists(one, min_size=3, max_size=6), least=3, most=6)
 
 
 def choice_steps() -> st.SearchStrategy[list[Step]]:
@@ -243,6 +272,7 @@ THEMES = {
     "anything": Theme(worlds(), conversations()),
     "flows": Theme(sound_worlds(TRANSLATING), flow_steps()),
     "flows of all modes": Theme(sound_worlds(), flow_steps()),
+    "collisions": Theme(narrow_worlds(), meeting_steps()),
     "choice": Theme(worlds(), choice_steps()),
     "lies": Theme(sound_worlds(flags=(0, 0, ServiceFlag.FLOWS_OFF)), after_some(lying_steps())),
     "errors": Theme(sound_worlds(), after_some(error_steps())),
