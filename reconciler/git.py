@@ -221,7 +221,7 @@ class Git:
                     stderr=subprocess.PIPE,
                     start_new_session=True,
                 )
-            except FileNotFoundError:
+            except (FileNotFoundError, PermissionError):
                 raise GitError("there is no `git` on the PATH: install it") from None
             with_limit = (PACK_LIMIT, PACK_LIMIT)
             with suppress(ProcessLookupError):  # it has ended already
