@@ -125,9 +125,9 @@ class Engine:
         watch.wanted = False
         watch.let_go()
 
-    def once(self, probe: Begin, timeout: float) -> Watch:
+    def once(self, probe: Begin, timeout: float, let_go: Callable[[], None] = nothing) -> Watch:
         """Probed now and never again."""
-        watch = Watch(probe, Beat(0, math.inf), timeout)
+        watch = Watch(probe, Beat(0, math.inf), timeout, let_go)
         self._waiting.append(watch)
         return watch
 

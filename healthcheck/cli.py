@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from healthcheck import targets
 from healthcheck.checker import Engine, Watch
+from healthcheck.definition import Subject
 from healthcheck.exchange import Result
 from healthcheck.fleet import STEP, Fleet
 from healthcheck.health import Outcome
@@ -194,19 +195,22 @@ async def one_round(backends: Sequence[Backend]) -> dict[Backend, tuple[Result, 
         if len(results) == len(subjects):
             done.set()
 
-    engine = Engine(report)
-    stock = Stock(keep=False)
+    engine, stock = Engine(report), Stock(keep=False)
     try:
-        watches = {
-            subject: engine.once(subject.probe(stock), subject.check.timeout)
-            for subject in subjects
-        }
+        watches = {subject: _begin(engine, subject, stock) for subject in subjects}
         engine.attach(asyncio.get_running_loop())
         if subjects:
             await done.wait()
     finally:
         engine.close()
+    for watch in watches.values():
+        engine.forget(watch)
     return {backend: results[watches[backend.subject]] for backend in backends}
+
+
+def _begin(engine: Engine, subject: Subject, stock: Stock) -> Watch:
+    probe = subject.probe(stock)
+    return engine.once(probe, subject.check.timeout, probe.close)
 
 
 def _row(backend: Backend, result: Result, latency: float) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class Tls:
         except ssl.SSLCertVerificationError as error:
             reason = _REASONS.get(error.verify_code, Reason.TLS_UNTRUSTED)
             return failed(reason, error.verify_message)
-        except ssl.SSLEOFError:
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
             return failed(Reason.CLOSED_EARLY, "closed during the TLS handshake")
         except ssl.SSLError as error:
             return failed(Reason.TLS_PROTOCOL, _said(error))

@@ -187,15 +187,18 @@ def pass_until(engine: Engine, clock: Clock, end: float) -> None:
 def probe(where: Subject, begin: Callable[[], Attempt | Result] | None = None) -> Result:
     """One probe, from its start to its end."""
 
+    made = where.probe(Stock(keep=False))
+
     async def one() -> Result:
         done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         engine = Engine(lambda _watch, result, _latency: done.set_result(result))
         try:
-            engine.once(begin or where.probe(Stock(keep=False)), where.check.timeout)
+            engine.once(begin or made, where.check.timeout)
             engine.attach(asyncio.get_running_loop())
             return await done
         finally:
             engine.close()
+            made.close()
 
     return asyncio.run(one())
 

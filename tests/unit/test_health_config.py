@@ -84,7 +84,7 @@ def test_what_arrives_is_what_was_written() -> None:
 
 
 def test_every_option_is_tried_here() -> None:
-    written = ", ".join([ALL, HTTP, HTTPS, LINE, DNS])
+    written = f"{ALL}, {HTTP}, {HTTPS}, {LINE}, {DNS}"
     assert [name for name in checks.OPTIONS if f"{name}:" not in written] == []
 
 
