@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bpf import abi
-from bpf.abi import BackendFlag, Balance, Forward, HealthState, ServiceFlag, Verdict
+from bpf.abi import BackendFlag, Balance, Forward, HealthState, ServiceFlag, SettingFlag, Verdict
 from tests.support.bed import BACKENDS, CLIENTS, Action, Bed, reconfigured
 from tests.support.frames import Segment, eth, ip, ipv4, tcp, udp
 from tests.support.scenes import V4, Net, backend, from_backend, one, pool
@@ -109,7 +109,7 @@ TO_SERVICE: dict[str, Callable[[Net], bytes]] = {
 def learn(bed: Bed, world: World, net: Net, *segments: Segment) -> None:
     bed.load(world)
     for segment in segments:
-        bed.expect(net.frame(segment), Verdict.FORWARDED)
+        assert bed.send(net.frame(segment)).verdict == Verdict.FORWARDED
 
 
 BEFORE: dict[str, tuple[Segment, ...]] = {
@@ -249,15 +249,25 @@ def _to(net: Net, forward: Forward, src: str) -> str:
     return net.nat_source if forward == Forward.FULLNAT else src
 
 
-@pytest.mark.parametrize("change", ["hop_epoch", "nat_source4", "tunnel_source4", "gue_port"])
+CHANGES: dict[str, Any] = {
+    "hop_epoch": 9,
+    "nat_source4": "10.8.0.2",
+    "tunnel_source4": "10.9.0.2",
+    "gue_port": 5555,
+    "flags": SettingFlag.REDIRECT_ALWAYS,
+}
+
+
+@pytest.mark.parametrize("change", [*CHANGES.items(), ("tunnel_source4", "")], ids=str)
 @MODES
-def test_settings_count_at_once(bed: Bed, forward: Forward, change: str) -> None:
-    value = {"hop_epoch": 9, "nat_source4": "10.8.0.2", "tunnel_source4": "10.9.0.2"}
-    world = one(V4, forward)
+def test_settings_count_at_once(bed: Bed, forward: Forward, change: tuple[str, Any]) -> None:
+    """Out of the interface it came in by, so that the action tells the interface too."""
+    made = pool(V4, backends=(backend(V4, 1, ifindex=CLIENTS),))
+    world = one(V4, forward, pools=(made,))
 
     def prepare() -> None:
         learn(bed, world, V4, tcp(41000, 80), udp(41000, 53, LONG))
-        bed.configure(reconfigured(world, **{change: value.get(change, 5555)}))
+        bed.configure(reconfigured(world, **dict([change])))
 
     for segment in (tcp(41000, 80), udp(41000, 53, LONG)):
         same_both_ways(bed, V4, prepare, V4.packet(segment))
