@@ -95,8 +95,8 @@ def _privileges() -> str:
     if release() < CGROUP_MEMORY:
         return "Raise the memlock limit (LimitMEMLOCK=infinity): this kernel counts maps by it"
     return (
-        "All needed capabilities are there: a user namespace, a security module or kernel"
-        " lockdown forbids bpf()"
+        "All needed capabilities are there: the kernel's verifier refuses the program (its words"
+        " follow, if so), or a user namespace, a security module or lockdown forbids bpf()"
     )
 
 

@@ -110,6 +110,8 @@ int lb(struct xdp_md *ctx)
 		lane.bytes = p->bytes;
 		lane.egress = p->egress;
 	}
+	if (verdict == VERDICT_NOT_OURS)
+		lane.bytes = bpf_xdp_get_buff_len(ctx); /* nobody has looked how far it goes */
 	count_verdict(cpu, verdict, lane.bytes);
 	action = act(ctx, verdict, lane.egress);
 	if (started)

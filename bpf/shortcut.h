@@ -331,6 +331,17 @@ static __always_inline int short_reply(struct lane *lane, const struct flow4_key
 	return VERDICT_RETURNED;
 }
 
+/* IPv6 is only asked whether it is anybody's. */
+static __always_inline int short_ipv6(void *frame)
+{
+	struct ipv6hdr *ip = frame + sizeof(struct ethhdr);
+
+	if (ip->nexthdr == IPPROTO_ICMPV6 || kinds(bucket6((union address *)&ip->saddr),
+						   bucket6((union address *)&ip->daddr)))
+		return LONG_WAY;
+	return VERDICT_NOT_OURS;
+}
+
 /* LONG_WAY, or what has become of the packet. */
 static __always_inline int shortcut(struct xdp_md *ctx, struct lane *lane, struct cpu *cpu)
 {
@@ -340,8 +351,10 @@ static __always_inline int shortcut(struct xdp_md *ctx, struct lane *lane, struc
 	__u8 kind, flags = 0;
 	int verdict;
 
-	if (frame + SHORT_FRAME > end || *ethertype(frame) != bpf_htons(ETH_P_IP))
+	if (frame + SHORT_FRAME > end)
 		return LONG_WAY;
+	if (*ethertype(frame) != bpf_htons(ETH_P_IP))
+		return *ethertype(frame) == bpf_htons(ETH_P_IPV6) ? short_ipv6(frame) : LONG_WAY;
 	lane->stale = NULL;
 	lane->frame = frame;
 	lane->bytes = end - frame;
