@@ -14,6 +14,7 @@ from bpf.kernel import Instance, KernelError, NotLoaded, Sizes
 from reconciler import config as configuration
 from reconciler import node as nodes
 from reconciler import report, shape, sources
+from reconciler.board import Board
 from reconciler.commands import history, override, rollback, status, suspend, sync
 from reconciler.control import SOCKET, NotRunning, Refused, Requests
 from reconciler.counting import NAME as COUNTERS
@@ -46,7 +47,6 @@ from reconciler.overriding import OverrideFile
 from reconciler.parts import node_problems
 from reconciler.problems import Rejected
 from reconciler.revision import SourceError
-from reconciler.serve import Board, Server
 from reconciler.source import Poke, Source
 
 DONE, FAILED, PENDING, REJECTED, REFUSED, USAGE = 0, 1, 2, 3, 4, 64
@@ -226,6 +226,8 @@ def follow(
     place: Place,
     neighbours: Neighbours,
 ) -> int:
+    from reconciler.serve import Server  # noqa: PLC0415 -- slow to import, for commands
+
     poke = Poke()
     board, requests = Board(), Requests(poke)
     desk = desk_of(reconciler, source, follower, node, place, board, requests)

@@ -7,6 +7,7 @@ Lives in the loop's thread. An order is answered after the pass that it caused, 
 from collections.abc import Iterable
 from typing import Any
 
+from reconciler.board import Board
 from reconciler.control import Document, Refused, Request, Requests
 from reconciler.follow import Following
 from reconciler.history import Generation
@@ -15,7 +16,6 @@ from reconciler.model import Config
 from reconciler.observer import Observer
 from reconciler.orders import Orders
 from reconciler.overrides import Overrides
-from reconciler.serve import Board
 from reconciler.status import build_conditions
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from bpf.kernel import Instance, KernelError, now_tick
 from reconciler import conditions, counting, published
+from reconciler.board import Board
 from reconciler.conditions import Condition, Holds, Observed, Trouble, Type
 from reconciler.counting import Books
 from reconciler.dataplane import State
@@ -28,7 +29,6 @@ from reconciler.overrides import Overrides
 from reconciler.rates import Window
 from reconciler.revision import Revision
 from reconciler.roster import Roster
-from reconciler.serve import Board
 from reconciler.status import Attempt, Daemon, Facts, Moment, Past, Suspend
 from reconciler.suspension import Suspension
 

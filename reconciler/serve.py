@@ -13,7 +13,6 @@ import pwd
 import socket
 import struct
 import threading
-import time
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
@@ -23,11 +22,11 @@ from aiohttp import web
 
 from bpf.abi import Verdict
 from reconciler import control, metrics
+from reconciler.board import SILENCE, Board
 from reconciler.control import Refused, Request, Requests
-from reconciler.status import Facts, Status, build
+from reconciler.status import Status
 
 RETRY = 10.0  # seconds
-SILENCE = 60.0  # a loop that was not seen for so long hangs
 LINE = 10.0  # a client may take to say what it wants
 PEER = struct.Struct("iII")  # pid, uid, gid
 HEADERS = {
@@ -37,28 +36,6 @@ HEADERS = {
     " script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'",
 }
 log = logging.getLogger("reconciler")
-
-
-class Board:
-    """Where the loop puts what others may know. The last facts; never changed, only replaced."""
-
-    def __init__(self) -> None:
-        self.facts: Facts | None = None
-        self.seen = time.monotonic()  # when the loop last came by
-        self._built: tuple[Facts, Status] | None = None
-
-    def status(self) -> Status | None:
-        """Built when somebody asks: few do, and facts come every second."""
-        facts = self.facts
-        if facts is None:
-            return None
-        if self._built is None or self._built[0] is not facts:
-            self._built = facts, build(facts)
-        return self._built[1]
-
-    @property
-    def alive(self) -> bool:
-        return time.monotonic() - self.seen < SILENCE
 
 
 class Server:

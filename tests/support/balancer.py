@@ -1,6 +1,7 @@
 """A lab in which the real reconciler runs, on files of the test's own: what its users have, and no more."""
 
 import contextlib
+import io
 import json
 import shutil
 import signal
@@ -8,9 +9,10 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from bpf import kernel
+from reconciler import cli
 from tests.support.lab import ROOT, SERVICE, Lab
 from tests.support.traffic import Connection
 from tests.support.wait import until
@@ -37,6 +39,12 @@ table-size: 1021
 sizes: {flows4: 8192, flows6: 8192, returns4: 8192, returns6: 8192, opening4: 4096, opening6: 4096}
 """
 NAMES = {"b1": "web1", "b2": "web2"}
+
+
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 class Balancer(contextlib.ExitStack):
@@ -72,9 +80,10 @@ class Balancer(contextlib.ExitStack):
 
     # ---- the daemon
 
-    def start(self) -> None:
-        """Returns when the daemon is ready."""
-        assert self.process is None
+    def start(self, *, ready: bool = True) -> None:
+        """Returns when the daemon is ready, or at least serves."""
+        if self.process is not None:
+            return
         log = self.enter_context((self.folder / "log").open("ab"))
         command = (sys.executable, "-m", "reconciler", "--config", str(self.config))
         self.process = subprocess.Popen(
@@ -83,7 +92,7 @@ class Balancer(contextlib.ExitStack):
             stdout=log,
             stderr=log,
         )
-        until(self.ready, 30, what="the daemon to be ready")
+        until(self.ready if ready else self.serves, 30, what="the daemon")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self.process is not None:
@@ -95,11 +104,14 @@ class Balancer(contextlib.ExitStack):
     def log(self) -> str:
         return (self.folder / "log").read_text()
 
+    def serves(self) -> bool:
+        return self.http("/healthz", check=False)[0] == 200
+
     def ready(self) -> bool:
         assert self.process is not None
         if self.process.poll() is not None:
             raise RuntimeError(f"the reconciler ended: {self.log}")
-        return self.http("/readyz", check=False)[0] == 200  # noqa: PLR2004 -- HTTP's word for it
+        return self.http("/readyz", check=False)[0] == 200
 
     # ---- as its users
 
@@ -108,16 +120,15 @@ class Balancer(contextlib.ExitStack):
         folders = ("--run-dir", str(self.run_dir), "--state-dir", str(self.state_dir))
         return ("--instance", self.name, *folders)
 
-    def command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """`reconciler ...`, as an operator types it."""
-        return subprocess.run(
-            (sys.executable, "-m", "reconciler", *arguments, *self.place),
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-        )
+    def command(self, *arguments: str) -> Done:
+        """`reconciler ...`, as an operator types it; in this process, which has imported it all."""
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code = cli.main([*arguments, *self.place])
+            except SystemExit as end:
+                code = int(end.code or 0)
+        return Done(code, out.getvalue(), err.getvalue())
 
     def http(self, path: str, *, check: bool = True) -> tuple[int, str]:
         """Status code and body, asked from within the balancer."""

@@ -1,0 +1,366 @@
+"""What operators see and say, at a real daemon under real traffic: HTTP, metrics, the socket, the command line."""
+
+import json
+import os
+import pty
+import select
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+
+from bpf.kernel import Instance
+from reconciler import config as configuration
+from reconciler import control, node
+from reconciler.follow import Accepted
+from reconciler.loop import Place, Reconciler
+from reconciler.neigh import Neighbours
+from reconciler.overrides import Forced, Override, with_one
+from reconciler.overriding import OverrideFile
+from reconciler.revision import revision
+from tests.support.balancer import CONFIG, Balancer
+from tests.support.exposition import samples
+from tests.support.lab import ROOT
+from tests.support.wait import until
+
+SCHEMA = json.loads((ROOT / "schemas/status.schema.json").read_text())
+BOTH = {"web1", "web2"}
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Balancer]:
+    with Balancer() as made:
+        yield made
+
+
+@pytest.fixture
+def balancer(running: Balancer) -> Balancer:
+    """As every test finds it: the daemon runs on the same file, nothing is overridden."""
+    running.config.write_text(CONFIG)
+    running.start()
+    control.ask(running.run_dir / control.SOCKET, "clear", {"backend": "all"})
+    control.ask(running.run_dir / control.SOCKET, "sync")
+    return running
+
+
+def valid(status: dict[str, Any]) -> dict[str, Any]:
+    checker = jsonschema.Draft202012Validator.FORMAT_CHECKER
+    jsonschema.validate(status, SCHEMA, format_checker=checker)
+    return status
+
+
+def backends(status: dict[str, Any]) -> dict[str, Any]:
+    return {one["name"]: one for pool in status["pools"] for one in pool["backends"]}
+
+
+def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = next(one for one in status["conditions"] if one["type"] == kind)
+    return found
+
+
+def metrics(balancer: Balancer) -> dict[str, float]:
+    return samples(balancer.http("/metrics")[1])
+
+
+def settled(balancer: Balancer, requests: float) -> dict[str, float]:
+    """Metrics once they have counted that many flows: readings are a second apart."""
+    key = 'evenkeel_service_flows_total{service="www"}'
+    return until(
+        lambda: found if (found := metrics(balancer)).get(key, 0) >= requests else None,
+        what=f"{requests} flows in the metrics",
+    )
+
+
+# ---- reading
+
+
+def test_status_is_what_its_schema_says_however_it_is_asked_for(balancer: Balancer) -> None:
+    by_http = valid(balancer.status())
+    by_socket = valid(json.loads(balancer.command("status", "--output", "json").stdout))
+    assert by_http["applied"] == by_socket["applied"]
+    assert {one["interface"]: one["mode"] for one in by_http["attached"]} == {
+        "wan": "native",
+        "lan": "native",
+    }
+    assert [one["serving"] for one in by_http["services"]] == ["web"]
+    assert sum(one["share"] for one in backends(by_http).values()) == pytest.approx(1, abs=1e-5)
+    assert condition(by_http, "Ready")["status"] == "True"
+
+
+def test_text_says_the_same(balancer: Balancer) -> None:
+    text = balancer.command("status").stdout
+    assert "192.0.2.10:80/tcp" in text
+    assert "10.1.2.101:8080" in text
+    assert "\033[" not in text, "no colour where there is no terminal"
+
+
+def test_watch_refreshes_in_place(balancer: Balancer) -> None:
+    ours, theirs = pty.openpty()
+    command = (sys.executable, "-m", "reconciler", "status", "--watch", *balancer.place)
+    with subprocess.Popen(command, cwd=ROOT, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        seen = ""
+        while seen.count("\033[H\033[J") < 2:
+            assert select.select([ours], [], [], 20)[0], seen
+            seen += os.read(ours, 65536).decode()
+        process.send_signal(2)
+        assert process.wait(10) == 0
+    os.close(ours)
+    assert "web1" in seen
+
+
+def test_metrics_count_what_clients_did(balancer: Balancer) -> None:
+    before = metrics(balancer)
+    for _ in range(7):
+        balancer.request()
+    key = 'evenkeel_service_flows_total{service="www"}'
+    after = settled(balancer, before[key] + 7)
+    assert after[key] == before[key] + 7
+    by_backend = 'evenkeel_backend_flows_total{pool="web",backend="%s"}'
+    assert sum(after[by_backend % name] - before[by_backend % name] for name in BOTH) == 7
+    forwarded = 'evenkeel_verdict_packets_total{verdict="forwarded"}'
+    per_cpu = [
+        v for k, v in after.items() if k.startswith("evenkeel_cpu_verdict") and '"forwarded"' in k
+    ]
+    assert after[forwarded] == sum(per_cpu) > before[forwarded]
+    assert after["evenkeel_generation"] >= 1
+
+
+def test_rates_follow_traffic(balancer: Balancer) -> None:
+    def fast() -> bool:
+        balancer.request()
+        rates = balancer.status()["services"][0]["rates"]
+        return rates is not None and rates["flows"] > 0 and rates["reply_packets"] > 0
+
+    until(fast, what="rates above nothing")
+
+
+def test_unknown_pages_and_methods_are_refused(balancer: Balancer) -> None:
+    assert balancer.http("/nothing", check=False)[0] == 404
+    code = balancer.lab.balancer.run(
+        "curl", "--silent", "--request", "POST", "--write-out", "%{http_code}",
+        "--output", "/dev/null", "http://127.0.0.1:9160/status",
+    )  # fmt: skip
+    assert code == "405"
+
+
+# ---- commanding
+
+
+def test_an_override_takes_effect_on_packets_and_is_shown(balancer: Balancer) -> None:
+    assert balancer.answering() == BOTH
+    done = balancer.command(
+        "override", "web/web1", "down", "--for", "30m", "--reason", "disk is replaced"
+    )
+    assert done.returncode == 0, done.stderr
+    assert balancer.answering() == {"web2"}
+    status = valid(balancer.status())
+    assert backends(status)["web1"]["override"] == "down"
+    assert not backends(status)["web1"]["usable"]
+    assert [one["reason"] for one in status["overrides"]] == ["disk is replaced"]
+    assert status["overrides"][0]["by"] == "root"
+    assert condition(status, "Overridden")["message"] == "web/web1 down: disk is replaced"
+    found = metrics(balancer)
+    until_key = 'evenkeel_override_until_timestamp_seconds{backend="web/web1",state="down"}'
+    assert found[until_key] == pytest.approx(time.time() + 1800, abs=60)
+    assert found['evenkeel_backend_usable{pool="web",backend="web1"}'] == 0
+    assert "disk is replaced" in balancer.command("override").stdout
+    assert "forced down" in balancer.command("status").stdout
+    assert balancer.command("override", "--clear", "web/web1").returncode == 0
+    assert balancer.answering() == BOTH
+
+
+def test_an_override_that_is_over_is_let_go_without_anybody_asking(balancer: Balancer) -> None:
+    balancer.command("override", "web/web2", "down", "--for", "1h", "--reason", "over soon")
+    assert balancer.answering() == {"web1"}
+    path = balancer.state_dir / "overrides.json"
+    content = json.loads(path.read_text())
+    content["overrides"][0]["until"] = time.time() - 1
+    path.with_suffix(".new").write_text(json.dumps(content))
+    path.with_suffix(".new").rename(path)
+    until(lambda: not balancer.status()["overrides"], what="the override to be over")
+    assert balancer.answering() == BOTH
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (
+            ("web/web3", "down", "--for", "1m", "--reason", "x"),
+            1,
+            "no such backend is configured. did you mean",
+        ),
+        (("web/web1", "down", "--reason", "x"), 64, "--for TIME"),
+        (("web/web1", "down", "--for", "1m"), 64, "--reason TEXT"),
+        (("web/web1", "sideways"), 64, "invalid choice"),
+        (
+            ("web/web1", "down", "--for", "31d", "--reason", "x"),
+            1,
+            "a backend's `state` in lb.yaml",
+        ),
+        (("--clear", "web/web1"), 1, "there is none"),
+    ],
+)
+def test_what_cannot_be_overridden_is_said(
+    balancer: Balancer, arguments: tuple[str, ...], code: int, said: str
+) -> None:
+    done = balancer.command("override", *arguments)
+    assert (done.returncode, said in done.stderr) == (code, True), done.stderr
+
+
+def test_sync_waits_for_what_became_of_a_change(balancer: Balancer) -> None:
+    generation = balancer.status()["applied"]["generation"]
+    balancer.config.write_text(CONFIG.replace("8080}", "8080, weight: 50}", 1))
+    done = balancer.command("sync")
+    assert (done.returncode, done.stdout) == (0, f"generation {generation + 1}\n"), done.stderr
+    assert backends(balancer.status())["web1"]["share"] == pytest.approx(1 / 3, abs=0.01)
+    balancer.config.write_text(CONFIG.replace("pools: [web]", "pools: [webb]"))
+    done = balancer.command("sync")
+    assert done.returncode == 3
+    assert "ConfigValid" in done.stderr
+    status = valid(balancer.status())
+    assert status["attempted"]["result"] == "rejected"
+    assert status["attempted"]["digest"] != status["applied"]["digest"]
+    assert condition(status, "Ready")["status"] == "True", "what is applied goes on"
+
+
+def test_the_socket_is_its_owners_and_its_groups(balancer: Balancer) -> None:
+    found = (balancer.run_dir / control.SOCKET).stat()
+    assert stat.S_ISSOCK(found.st_mode)
+    assert stat.S_IMODE(found.st_mode) == 0o660
+    asked = subprocess.run(
+        ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups",
+         "/usr/bin/python3", "-c",
+         f"import socket; socket.socket(socket.AF_UNIX).connect({str(balancer.run_dir / control.SOCKET)!r})"),
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "PermissionError" in asked.stderr
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"hello\n",
+        b'{"format_version": "1.0", "command": "explode"}\n',
+        b'{"format_version": "2.0", "command": "sync"}\n',
+        b'{"format_version": "1.0", "command": "override", "arguments": {"backend": 7}}\n',
+        b'"' + b"x" * (70 << 10),
+    ],
+    ids=["no JSON", "unknown", "another format", "wrong types", "endless"],
+)
+def test_nonsense_on_the_socket_is_answered_and_changes_nothing(
+    balancer: Balancer, line: bytes
+) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(balancer.run_dir / control.SOCKET))
+        connection.settimeout(20)
+        connection.sendall(line)
+        with connection.makefile("rb") as answers:
+            answer = json.loads(answers.readline())
+    assert answer["ok"] is False
+    assert answer["error"]
+    assert balancer.command("sync").returncode == 0
+
+
+# ---- over time
+
+
+def test_counters_outlive_a_restart_and_conditions_their_time(balancer: Balancer) -> None:
+    balancer.answering()
+    before = metrics(balancer)
+    since = condition(balancer.status(), "ConfigValid")["since"]
+    balancer.stop()
+    for _ in range(5):
+        balancer.request()
+    alone = valid(json.loads(balancer.command("status", "--output", "json").stdout))
+    assert alone["daemon"] is None
+    assert condition(alone, "Ready")["reason"] == "NoDaemon"
+    assert backends(alone)["web1"]["address"] == "10.1.2.101:8080"
+    key = 'evenkeel_service_flows_total{service="www"}'
+    assert alone["services"][0]["counters"]["flows"] >= before[key] + 5
+    balancer.start()
+    after = metrics(balancer)
+    process = ("evenkeel_reconcile", "evenkeel_map_writes")
+    fallen = {
+        name: (value, after.get(name))
+        for name, value in before.items()
+        if "_total" in name and not name.startswith(process) and after.get(name, 0) < value
+    }
+    assert fallen == {}
+    assert after[key] >= before[key] + 5, "what was forwarded without a daemon is counted too"
+    assert condition(balancer.status(), "ConfigValid")["since"] == since
+
+
+def test_a_backend_that_was_away_counts_on_where_it_was(balancer: Balancer) -> None:
+    key = 'evenkeel_backend_flows_total{pool="web",backend="web2"}'
+    while balancer.request() != "web2":
+        pass
+    before = settled(balancer, 1)[key]
+    until(lambda: metrics(balancer)[key] >= max(before, 1), what="web2's counter")
+    before = metrics(balancer)[key]
+    without = "".join(line for line in CONFIG.splitlines(keepends=True) if "web2" not in line)
+    balancer.config.write_text(
+        without.replace("web1: {", "web0: {address: 10.1.2.102, port: 8080}\n      web1: {")
+    )
+    assert balancer.command("sync").returncode == 0
+    for _ in range(6):
+        balancer.request()
+    balancer.config.write_text(CONFIG)
+    assert balancer.command("sync").returncode == 0
+    after = metrics(balancer)[key]
+    assert before <= after <= before + 1, "neither forgotten nor taken over from another"
+
+
+def test_ready_only_after_the_first_pass(running: Balancer) -> None:
+    running.stop()
+    Instance.open(running.name).teardown()
+    for left in (running.run_dir, running.state_dir / "history"):
+        for path in left.iterdir():
+            path.unlink()
+    running.config.write_text("apiVersion: evenkeel/v2\n")
+    running.start(ready=False)
+    assert running.http("/readyz", check=False)[0] == 503
+    until(lambda: "ConfigValid" in running.http("/readyz", check=False)[1], what="the reason")
+    valid(running.status())
+    running.config.write_text(CONFIG)
+    until(running.ready, what="the daemon to be ready")
+    assert running.answering() == BOTH
+
+
+def test_an_override_ends_by_the_clock(balancer: Balancer) -> None:
+    """One pass before its end and one after, in a process whose clock is ours."""
+    balancer.stop()
+    clock = Clock(time.time())
+    place = Place(balancer.name, balancer.run_dir, balancer.state_dir)
+    found = revision("lb.yaml", CONFIG.encode())
+    accepted = Accepted(configuration.load(CONFIG), found)
+    half_an_hour = Override("web", "web1", Forced.DOWN, "test", "root", clock.now, clock.now + 1800)
+    OverrideFile(place.state_dir).change(lambda before: with_one(before, half_an_hour))
+    with balancer.lab.balancer.entered(), Neighbours() as neighbours:
+        instance = Instance.open(balancer.name)
+        reconciler = Reconciler(
+            instance, node.load(balancer.node.read_text()), place, neighbours, clock=clock
+        )
+        reconciler.reconcile(accepted, wait=1)
+        with instance:
+            assert balancer.answering() == {"web2"}
+            clock.now += 1799
+            reconciler.reconcile(accepted)
+            assert balancer.answering() == {"web2"}
+            clock.now += 1
+            reconciler.reconcile(accepted)
+            assert balancer.answering() == BOTH
+
+
+class Clock:
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
