@@ -153,9 +153,13 @@ class Conversation:
         return raw
 
     def _evict(self, store: str) -> None:
+        """Both sides of half-open flows are in one map, and go one by one as well."""
+        name = "opening" if store == "answering" else store
+        side = {"opening": Side.CLIENT, "answering": Side.BACKEND}.get(store)
         for version in (4, 6):
-            entries = getattr(self.bed.maps, f"{store}{version}")
-            entries.delete_many([key for key, _ in entries.items()])
+            entries = getattr(self.bed.maps, f"{name}{version}")
+            keys = [key for key, _ in entries.items()]
+            entries.delete_many([key for key in keys if side is None or key.side == side])
         self.models = [without(model, store) for model in self.models]
 
     def _sweep(self) -> None:
@@ -350,8 +354,7 @@ def aged(model: Model, ticks: int) -> Model:
 
 def without(model: Model, store: str) -> Model:
     """The model after entries were evicted: nothing else hears of it."""
-    stores = ("opening", "answering") if store == "opening" else (store,)
-    gone = tuple((key, None) for key in model.state if key[0] in stores)
+    gone = tuple((key, None) for key in model.state if key[0] == store)
     return Model(model.raw, applied(model.state, gone), model.config)
 
 

@@ -174,6 +174,7 @@ Step = (
 
 CLIENTS = ("client", "client2", "far", "narrow", "silent", "nowhere", "node")
 
+STORES = ("flows", "returns", "opening", "answering")
 TAMPERS = ("service", "frontend", "mark", "prefilter", "hop_epoch", "pool")
 
 

@@ -12,6 +12,7 @@ from tests.support.scenes import NETS, Net
 from tests.support.steps import (
     CLIENTS,
     LIES,
+    STORES,
     TAMPERS,
     Again,
     Age,
@@ -250,7 +251,7 @@ def reloads() -> st.SearchStrategy[Reload]:
 def steps() -> st.SearchStrategy[Step]:
     ages = st.builds(Age, ticks=st.sampled_from((1, 2, 4, 6, 11, 21)))
     trouble = st.one_of(mangled(), mangled(), hostile())
-    evictions = st.builds(Evict, store=st.sampled_from(("flows", "returns", "opening")))
+    evictions = st.builds(Evict, store=st.sampled_from(STORES))
     tampers = st.builds(Tamper, what=st.sampled_from(TAMPERS))
     rest = st.one_of(ages, ages, reloads(), evictions, tampers, st.builds(Sweep))
     return st.one_of(packets(), packets(), packets(), trouble, trouble, rest)

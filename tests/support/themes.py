@@ -10,7 +10,19 @@ from hypothesis import strategies as st
 
 from bpf.abi import BackendFlag, Balance, Forward, HashFields, ServiceFlag
 from tests.support.scenes import NETS, Net
-from tests.support.steps import LIES, Age, Back, Evict, Mangled, Reload, Shape, Step, Sweep, Towards
+from tests.support.steps import (
+    LIES,
+    STORES,
+    Age,
+    Back,
+    Evict,
+    Mangled,
+    Reload,
+    Shape,
+    Step,
+    Sweep,
+    Towards,
+)
 from tests.support.strategies import (
     IDLE,
     POOLS,
@@ -148,7 +160,7 @@ def time_and_loss() -> st.SearchStrategy[Step]:
     return st.one_of(
         st.builds(Age, ticks=st.sampled_from((1, -1, 2, 3, 4, 5, 6, 10, 11, 20, 21))),
         st.builds(Age, ticks=st.just(1)),
-        st.builds(Evict, store=st.sampled_from(("flows", "returns", "opening"))),
+        st.builds(Evict, store=st.sampled_from(STORES)),
         st.builds(Sweep),
     )
 
@@ -176,8 +188,11 @@ def flow_steps() -> st.SearchStrategy[list[Step]]:
 def meeting_steps() -> st.SearchStrategy[list[Step]]:
     towards_either = st.integers(0, 1).flatmap(calm_towards)
     times = st.builds(Age, ticks=st.sampled_from((1, 3, 4, 5, 6, 8, 20)))
-    losses = st.builds(Evict, store=st.sampled_from(("flows", "returns", "opening")))
-    one = st.one_of(towards_either, towards_either, towards_either, calm_backs(), times, losses)
+    losses = st.builds(Evict, store=st.sampled_from(STORES))
+    bumps = st.builds(Reload, st.just(0), st.just(0), st.just("incarnation"), st.integers(1, 3))
+    one = st.one_of(
+        towards_either, towards_either, towards_either, calm_backs(), times, losses, losses, bumps
+    )
     return flat(st.lists(one, min_size=3, max_size=6), least=3, most=6)
 
 
