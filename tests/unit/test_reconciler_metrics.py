@@ -1,0 +1,78 @@
+"""The exposition is one that a scraper takes, and every number in it is one of the status."""
+
+from dataclasses import replace
+
+import pytest
+
+from bpf.abi import Verdict
+from reconciler import metrics
+from reconciler.status import Facts, build
+from tests.support.exposition import samples
+from tests.support.statuses import facts, without_readings
+
+VERDICTS = [verdict.name.lower() for verdict in Verdict]
+
+
+def rendered(found: Facts) -> str:
+    return metrics.render(build(found), found.reading.cpus, VERDICTS)
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, float]:
+    return samples(rendered(facts()))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("evenkeel_generation", 7),
+        ('evenkeel_verdict_packets_total{verdict="forwarded"}', 3 * Verdict.FORWARDED * 2),
+        ('evenkeel_cpu_verdict_packets_total{cpu="1",verdict="forwarded"}', 3 * Verdict.FORWARDED),
+        ('evenkeel_service_flows_total{service="www"}', 3),
+        ('evenkeel_backend_packets_total{pool="web",backend="web1"}', 130),
+        ('evenkeel_backend_reply_bytes_total{pool="web",backend="web2"}', 2400),
+        ('evenkeel_backend_usable{pool="web",backend="web1"}', 0),
+        ('evenkeel_backend_healthy{pool="web",backend="web2"}', 1),
+        ('evenkeel_backend_live_flows{pool="web",backend="web2"}', 5),
+        ('evenkeel_backend_check_seconds{pool="web",backend="web1"}', 1),
+        ('evenkeel_pool_usable_backends{pool="web"}', 1),
+        ('evenkeel_service_serving{service="www",pool="web"}', 1),
+        ("evenkeel_live_flows", 10),
+        ('evenkeel_condition{type="ConfigValid"}', 0),
+        ('evenkeel_condition{type="Overridden"}', 1),
+        ('evenkeel_reconcile_total{result="applied"}', 7),
+        ("evenkeel_map_writes_total", 99),
+        ("evenkeel_suspended", 1),
+        ("evenkeel_drift", 1),
+        ('evenkeel_drain_flows{backend="web/web3"}', 2),
+        ('evenkeel_attached{interface="eth1",mode="generic"}', 1),
+    ],
+)
+def test_a_number_is_the_status_s(found: dict[str, float], name: str, value: float) -> None:
+    assert found[name] == value
+
+
+def test_the_histogram_is_cumulative_and_ends_with_everything(found: dict[str, float]) -> None:
+    buckets = [v for k, v in found.items() if k.startswith("evenkeel_processing_seconds_bucket")]
+    assert buckets == sorted(buckets)
+    assert buckets[-1] == found["evenkeel_processing_seconds_count"] == 9
+    assert found['evenkeel_processing_seconds_bucket{le="4e-09"}'] == 3
+    assert found['evenkeel_processing_seconds_bucket{le="8e-09"}'] == 9
+
+
+def test_what_is_not_known_is_not_said() -> None:
+    healths = {at: entry for at, entry in facts().health.items() if at != 2}
+    found = samples(rendered(replace(facts(), health=healths, daemon=None)))
+    assert 'evenkeel_backend_healthy{pool="web",backend="web2"}' not in found
+    assert not any(name.startswith("evenkeel_reconcile") for name in found)
+
+
+def test_before_the_first_reading_it_is_still_an_exposition() -> None:
+    assert samples(rendered(without_readings()))["evenkeel_generation"] == 7
+
+
+@pytest.mark.parametrize("evil", ['a"b', "a\\b", "a\nb"])
+def test_labels_cannot_break_out(evil: str) -> None:
+    told = replace(facts().attached[0], interface=evil)
+    found = samples(rendered(replace(facts(), attached=(told,))))
+    assert sum(name.startswith("evenkeel_attached") for name in found) == 1
