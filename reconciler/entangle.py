@@ -37,7 +37,7 @@ def entangled(desired: State, actual: State) -> Replaced:
         return Replaced()
     pools: set[int] = set()
     services: set[int] = set()
-    for packet in _packets(actual):
+    for packet in _packets(actual, desired):
         before, after = _service(actual, packet), _service(desired, packet)
         if before is None:
             continue
@@ -75,9 +75,9 @@ def _essence(entry: abi.Service) -> tuple[Any, ...]:
     return (entry.forward, entry.flags & abi.ServiceFlag.FAIL_CLOSED, *entry.pools)
 
 
-def _packets(state: State) -> list[FrontendKey]:
-    """One packet for each way in which the state tells packets apart."""
-    return [*state.frontends4, *state.frontends6]
+def _packets(*states: State) -> set[FrontendKey]:
+    """One packet for each way in which any of the states tells packets apart."""
+    return {key for state in states for key in (*state.frontends4, *state.frontends6)}
 
 
 def _service(state: State, packet: FrontendKey) -> abi.Service | None:

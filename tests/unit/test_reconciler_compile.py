@@ -204,3 +204,49 @@ def test_spare_tables_and_short_pools_follow_health_and_nothing_else_does() -> N
     assert half.services[1].short_pools == 1, "one of two is below 60 %"
     stale = abi.Health(id=one + (1 << 20), state=abi.HealthState.UP, ramp=255)
     assert with_health(desired, {1: stale}) == nobody, "another incarnation's health says nothing"
+
+
+# ---- what is replaced rather than changed
+
+
+def test_a_port_carved_out_of_any_port_does_not_see_what_becomes_of_the_rest() -> None:
+    """Packets for port 80 are on their way out of `rest`, which changes at the same time."""
+    pools = (
+        "pools: {one: {backends: {a: {address: 10.0.0.1}}}, two: {backends: {b: {address: 10.0.0.2}}}}\n"
+        "services:\n"
+    )
+    before = compiled(pools + '  rest: {addresses: [192.0.2.10], ports: ["*/tcp"], pools: [one]}\n')
+    after = compiled(
+        pools
+        + '  rest: {addresses: [192.0.2.10], ports: ["*/tcp"], pools: [two]}\n'
+        + "  www: {addresses: [192.0.2.10], ports: [80/tcp], pools: [one]}\n",
+        before.state,
+    )
+    (old,) = before.parts
+    new = {part.service.name: number for number, part in after.parts.items()}
+    assert new["rest"] != old
+    assert after.state.services[ids.index(new["rest"])].name == before.state.services[1].name
+
+
+def test_a_service_that_only_changes_keeps_its_id() -> None:
+    text = f"{POOL}services: {{www: {{{PLAIN}}}}}\n"
+    before = compiled(text)
+    after = compiled(text.replace("pools: [web]", "pools: [web], gate: 5"), before.state)
+    assert before.parts.keys() == after.parts.keys()
+
+
+def test_a_pool_that_one_service_leaves_while_it_gets_a_backend_is_replaced() -> None:
+    text = (
+        "pools: {one: {backends: {a: {address: 10.0.0.1}}}, two: {backends: {b: {address: 10.0.0.2}}}}\n"
+        "services:\n"
+        "  stays: {addresses: [192.0.2.10], ports: [80/tcp], pools: [one]}\n"
+        "  leaves: {addresses: [192.0.2.11], ports: [80/tcp], pools: [one]}\n"
+    )
+    before = compiled(text)
+    fuller = text.replace(
+        "{a: {address: 10.0.0.1}}", "{a: {address: 10.0.0.1}, c: {address: 10.0.0.3}}"
+    )
+    same = compiled(fuller, before.state)
+    assert same.pools.keys() == before.pools.keys(), "nobody leaves: changed in place"
+    left = compiled(fuller.replace("[192.0.2.11], ports: [80/tcp], pools: [one]", "[192.0.2.11], ports: [80/tcp], pools: [two]"), before.state)  # fmt: skip
+    assert not left.pools.keys() & before.pools.keys()
