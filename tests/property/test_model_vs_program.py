@@ -12,12 +12,14 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
 from bpf import kernel
+from bpf.abi import Forward
 from tests.support.bed import Bed
 from tests.support.bed import bed as make_bed
 from tests.support.comparison import Conversation
-from tests.support.steps import Step
+from tests.support.scenes import V4, pool
+from tests.support.steps import Age, Back, Evict, Shape, Step, Towards
 from tests.support.themes import THEMES
-from tests.support.world import World
+from tests.support.world import Service, World
 
 DEEP = os.environ.get("PROFILE") == "deep"
 
@@ -54,3 +56,49 @@ def test_the_program_does_what_the_model_does(bed: Bed, theme: str) -> None:
         conversation.compare_memory()
 
     agree()
+
+
+NARROW = Service(
+    "s0",
+    ((V4.vip, 80, "tcp"), (V4.vip, 443, "tcp")),
+    (pool(V4, size=7, step=3),),
+)
+
+
+def http(flags: str) -> Towards:
+    return Towards(0, 0, 0, 41000, flags, Shape())
+
+
+def https(flags: str) -> Towards:
+    return Towards(0, 1, 0, 41000, flags, Shape())
+
+
+def reply(flags: str) -> Back:
+    return Back(0, flags, Shape())
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param([http("S"), http("FA"), http("A")], id="an ending while half open is kept"),
+        pytest.param([http("A"), Evict("flows"), reply("R")], id="a reset closes the entry alone"),
+        pytest.param(
+            [https("A"), Evict("returns"), http("A"), https("R")],
+            id="a reset marks nobody else's entry",
+        ),
+        pytest.param(
+            [https("S"), Evict("answering"), http("A"), https("A")],
+            id="a promoted flow takes nobody else's place",
+        ),
+        pytest.param(
+            [https("A"), Evict("returns"), http("A"), Age(1), https("A")],
+            id="a known flow takes nobody else's place",
+        ),
+    ],
+)
+def test_flows_of_one_client_through_two_frontends(bed: Bed, steps: list[Step]) -> None:
+    holder = Service("all", (), NARROW.pools, Forward.DSR)
+    conversation = Conversation(bed, World((holder, NARROW), backend_ifindex=20))
+    for step in steps:
+        conversation.take(step)
+    conversation.compare_memory()
