@@ -4,8 +4,8 @@ Counters come from the maps, by the name of what they count, so that a restart o
 the daemon does not set one back. Labels are names of the configuration, never ids.
 """
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import astuple, fields
 
 from reconciler.rates import Count, Tally
 from reconciler.status import BackendStatus, Status
@@ -21,7 +21,7 @@ _COUNTED = {
     "reply_bytes": "Bytes of translated packets from backends.",
 }
 
-Labels = Mapping[str, str]
+Labels = Mapping[str, str] | str  # rendered once where many families have the same
 Sample = tuple[Labels, float]
 
 
@@ -61,8 +61,8 @@ def _metric(name: str, what: str, samples: Iterable[Sample]) -> Iterator[str]:
 
 
 def _labels(labels: Labels) -> str:
-    if not labels:
-        return ""
+    if not labels or isinstance(labels, str):
+        return str(labels or "")
     return "{" + ",".join(f'{k}="{v.translate(_ESCAPES)}"' for k, v in labels.items()) + "}"
 
 
@@ -135,10 +135,10 @@ def _serving(chosen: bool, fail_open: bool) -> float:
 
 
 def _counted(kind: str, counted: list[tuple[Labels, Count]]) -> Iterator[str]:
-    columns = [field.name for field in fields(Count)]
-    for i, unit in enumerate(columns):
-        samples = [(labels, astuple(count)[i]) for labels, count in counted]
-        yield from _metric(f"{kind}_{unit}_total", _COUNTED[unit], samples)
+    for unit, what in _COUNTED.items():
+        value = operator.attrgetter(unit)
+        samples = [(labels, value(count)) for labels, count in counted]
+        yield from _metric(f"{kind}_{unit}_total", what, samples)
 
 
 def _pools(status: Status) -> Iterator[str]:
@@ -172,8 +172,8 @@ _OF_BACKENDS: list[tuple[str, str, Callable[[BackendStatus], float | None]]] = [
 
 
 def _backends(status: Status) -> Iterator[str]:
-    backends = [
-        ({"pool": pool.name, "backend": one.name}, one)
+    backends: list[tuple[Labels, BackendStatus]] = [
+        (_labels({"pool": pool.name, "backend": one.name}), one)
         for pool in status.pools
         for one in pool.backends
     ]

@@ -95,11 +95,12 @@ def next_meta(
     `kept` is the newest generation on disk: after a reboot, counting goes on from there.
     """
     number, content = kept if before is None else (before.generation, bytes(before.digest))
+    again = before is not None and bytes(before.digest) == digest
     return abi.Meta(
         abi=abi.Abi.VERSION,
         phase=abi.Phase.IDLE,
         generation=number if content == digest else max(number, kept[0]) + 1,
-        applied_at=now,
+        applied_at=before.applied_at if before is not None and again else now,
         digest=tuple(digest),
         commit=commit.encode()[:63],
     )

@@ -27,13 +27,25 @@ class Count:
         )  # fmt: skip
 
     def __add__(self, other: "Count") -> "Count":
-        return Count(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Count(
+            self.packets + other.packets,
+            self.bytes + other.bytes,
+            self.flows + other.flows,
+            self.reply_packets + other.reply_packets,
+            self.reply_bytes + other.reply_bytes,
+        )
 
     def since(self, base: "Count") -> "Count":
         """What was counted after `base`; all of it when the counter began anew meanwhile."""
         if self.packets < base.packets or self.reply_packets < base.reply_packets:
             return self
-        return Count(*(a - b for a, b in zip(astuple(self), astuple(base), strict=True)))
+        return Count(
+            self.packets - base.packets,
+            self.bytes - base.bytes,
+            self.flows - base.flows,
+            self.reply_packets - base.reply_packets,
+            self.reply_bytes - base.reply_bytes,
+        )
 
 
 NOTHING = Count()
@@ -80,7 +92,13 @@ def rate(new: Count | None, old: Count | None, seconds: float) -> Rate | None:
     if seconds <= 0:
         return None
     grown = (new or NOTHING).since(old or NOTHING)
-    return Rate(*(round(value / seconds, 1) for value in astuple(grown)))
+    return Rate(
+        round(grown.packets / seconds, 1),
+        round(grown.bytes / seconds, 1),
+        round(grown.flows / seconds, 1),
+        round(grown.reply_packets / seconds, 1),
+        round(grown.reply_bytes / seconds, 1),
+    )
 
 
 def total(counts: Iterable[Count]) -> Count:
@@ -92,7 +110,9 @@ def total(counts: Iterable[Count]) -> Count:
 
 def sum_of(rates: Iterable[Rate | None]) -> Rate | None:
     known = [astuple(rate) for rate in rates if rate is not None]
-    return Rate(*(round(sum(each), 1) for each in zip(*known, strict=True))) if known else None
+    if len(known) > 1:
+        return Rate(*(round(sum(each), 1) for each in zip(*known, strict=True)))
+    return Rate(*known[0]) if known else None
 
 
 class Window:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from enum import Enum
+from functools import cache, lru_cache
 from typing import Any
 
 from bpf import abi
@@ -18,7 +19,7 @@ from reconciler.conditions import Condition, Holds
 from reconciler.dataplane import State
 from reconciler.encode import TICK
 from reconciler.ledger import Ledger
-from reconciler.model import Backend, Config, Pool
+from reconciler.model import Address, Backend, Config, Pool
 from reconciler.names import address_of
 from reconciler.overrides import Override
 from reconciler.parts import Part, PoolKey
@@ -281,15 +282,24 @@ class Status:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 -- whatever a status holds
+    kind = type(value)
+    if kind in _AS_THEY_ARE:
+        return value
+    if kind is tuple:
+        return [_plain(one) for one in value]
+    if is_dataclass(kind):
+        return {name: _plain(getattr(value, name)) for name in _names(kind)}
     if isinstance(value, Moment):
         return str(value)
-    if isinstance(value, Enum):
-        return value.value
-    if is_dataclass(value):
-        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(one) for one in value]
-    return dict(value) if isinstance(value, Mapping) else value
+    return value.value if isinstance(value, Enum) else dict(value)
+
+
+_AS_THEY_ARE = frozenset({str, int, float, bool, type(None)})
+
+
+@cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(one.name for one in fields(kind))
 
 
 # ---- how it is made
@@ -397,7 +407,7 @@ def _backend(
         pool=pool.name,
         name=backend.name,
         id=number,
-        address=address_of(backend.address.packed, backend.port),
+        address=_place(backend.address, backend.port),
         weight=backend.weight,
         state=backend.state,
         reason=backend.reason,
@@ -479,7 +489,12 @@ def _frontends(parts: Iterable[Part]) -> Iterable[str]:
     for part in parts:
         for address, port in part.frontends:
             proto = port.proto.name.lower()
-            yield f"{address_of(address.packed, port.number)}/{proto}"
+            yield f"{_place(address, port.number)}/{proto}"
+
+
+@lru_cache(1 << 16)
+def _place(address: Address, port: int) -> str:
+    return address_of(address.packed, port)
 
 
 def _serving(
