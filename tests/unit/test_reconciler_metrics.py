@@ -1,13 +1,18 @@
 """The exposition is one that a scraper takes, and every number in it is one of the status."""
 
+import itertools
+import json
+import re
 from dataclasses import replace
 
 import pytest
 
 from bpf.abi import Verdict
 from reconciler import metrics
+from reconciler.conditions import Type
 from reconciler.status import Facts, build
-from tests.support.exposition import samples
+from tests.support.exposition import names, samples
+from tests.support.lab import ROOT
 from tests.support.statuses import facts, without_readings
 
 VERDICTS = [verdict.name.lower() for verdict in Verdict]
@@ -76,3 +81,42 @@ def test_labels_cannot_break_out(evil: str) -> None:
     told = replace(facts().attached[0], interface=evil)
     found = samples(rendered(replace(facts(), attached=(told,))))
     assert sum(name.startswith("evenkeel_attached") for name in found) == 1
+
+
+# ---- what is built on them
+
+GRAFANA = ROOT / "examples/grafana"
+METRIC = re.compile(r"\bevenkeel_\w+")
+
+
+@pytest.mark.parametrize("file", ["evenkeel.json", "README.md"])
+def test_board_and_alerts_use_metrics_that_there_are(file: str) -> None:
+    used = set(METRIC.findall((GRAFANA / file).read_text()))
+    there = names(rendered(facts()))
+    assert len(used) > 2
+    assert used - there == set()
+
+
+def test_the_board_is_one_that_grafana_imports() -> None:
+    board = json.loads((GRAFANA / "evenkeel.json").read_text())
+    panels = board["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels) > 10
+    places = [panel["gridPos"] for panel in panels]
+    assert all(place["x"] + place["w"] <= 24 for place in places)
+    for one, other in itertools.combinations(places, 2):
+        apart = (
+            one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+            or one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        )  # fmt: skip
+        assert apart, (one, other)
+
+
+def test_board_and_alerts_name_conditions_that_there_are() -> None:
+    text = (GRAFANA / "evenkeel.json").read_text() + (GRAFANA / "README.md").read_text()
+    named = {
+        word
+        for found in re.findall(r'type[=!]~?\\?"([A-Za-z|]+)', text)
+        for word in found.split("|")
+    }
+    assert named
+    assert named <= {kind.value for kind in Type}
