@@ -28,7 +28,7 @@ from reconciler.ids import NoRoom
 from reconciler.look import Live, View, look
 from reconciler.maps import PinnedMaps
 from reconciler.model import Address, Config, Node
-from reconciler.neigh import Neighbours
+from reconciler.neigh import Changes, Neighbours
 from reconciler.overrides import Overrides, Unusable, in_force
 from reconciler.overriding import OverrideFile
 from reconciler.parts import node_problems
@@ -153,8 +153,10 @@ class Reconciler:
         view = look(accepted.config, self._node, live, allow_removals=allowed)
         self.books.follow(view.desired)
         self._apply(view, accepted.revision)
-        self._attach()
+        trouble = self._attach()
         self._tell(view, accepted)
+        if trouble:
+            raise trouble
         return view
 
     def overrides(self) -> Overrides:
@@ -191,17 +193,26 @@ class Reconciler:
         """The number that this content has, or will have when it is applied."""
         return int(self._next(self.instance.maps.meta.get(0), revision).generation)
 
-    def _attach(self) -> None:
-        """Only now that the maps are complete; interfaces that are no longer named let go."""
+    def _attach(self) -> KernelError | None:
+        """Only now that the maps are complete; interfaces that are no longer named let go.
+
+        What is the matter with one interface is no reason to leave out the others.
+        """
+        trouble = None
         attached = {found.interface: found for found in self.instance.attachments()}
         for interface, mode in self._node.interfaces.items():
             if interface not in attached:
-                found = self.instance.attach(interface, Mode(mode))
+                try:
+                    found = self.instance.attach(interface, Mode(mode))
+                except KernelError as error:
+                    trouble = error
+                    continue
                 reason = f", {found.reason}" if found.reason else ""
                 log.info("attached to %s (%s%s)", interface, found.mode.value, reason)
         for interface in attached.keys() - self._node.interfaces.keys():
             self.instance.detach(interface)
             log.info("detached from %s", interface)
+        return trouble
 
     def _tell(self, view: View, accepted: Accepted) -> None:
         document = published.targets(
@@ -232,6 +243,14 @@ def keep(reconciler: Reconciler, follower: Follower, outcome: View | Exception) 
         follower.applied(number, Result.HELD if outcome.refused else Result.APPLIED)
 
 
+def _make(state_dir: Path) -> None:
+    """There before anybody writes to it, so that it can be watched."""
+    try:
+        state_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
+    except OSError as error:
+        log.error("no history is kept: %s", error)  # noqa: TRY400
+
+
 class Daemon:
     """Looks when something happened, and every so often when nothing did."""
 
@@ -252,8 +271,10 @@ class Daemon:
         self.stopping = False
 
     def run(self, poke: Poke, neighbours: Neighbours) -> None:
+        _make(self._place.state_dir)
         hint = Hint(self._folders, poke)
         self._source.start(poke)
+        neighbours.follow(poke)
         try:
             while not self.stopping:
                 if self._desk.take():
@@ -284,7 +305,7 @@ class Daemon:
             return
         seen = (
             bytes(self._reconciler.instance.maps.health.view()),
-            neighbours.fingerprint(),
+            neighbours.changes(),
             self._reconciler.overrides(),
         )
         now = time.monotonic()
@@ -319,6 +340,6 @@ class Daemon:
         except KernelError as error:
             log.error("sweep: %s", error)  # noqa: TRY400
 
-    def _rerouted(self, seen: tuple[bytes, int, Overrides]) -> bool:
+    def _rerouted(self, seen: tuple[bytes, Changes, Overrides]) -> bool:
         """Whether hops towards clients may be stale; after a start nobody knows."""
-        return not isinstance(self._seen, tuple) or self._seen[1] != seen[1]
+        return not isinstance(self._seen, tuple) or self._seen[1].forget != seen[1].forget

@@ -114,9 +114,9 @@ class Demo(contextlib.ExitStack):
         self.screen.say(
             f"reconciler --config {self.folder.relative_to(ROOT)}/lb.yaml ...; healthcheck"
         )
-        self._daemon(
-            "reconciler", "--config", f"{self.folder}/lb.yaml", "--node", f"{self.folder}/node.yaml"
-        )
+        state = self.enter_context(tempfile.TemporaryDirectory(prefix=self.name))
+        files = ("--config", f"{self.folder}/lb.yaml", "--node", f"{self.folder}/node.yaml")
+        self._daemon("reconciler", *files, "--state-dir", state)
         self._daemon("healthcheck")
         self.instance = until(self._opened, PATIENCE, what="the reconciler's first pass")
         self.callback(self.instance.close)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from reconciler import suspension
-from reconciler.commands import Commands, add_state, state_dir
+from reconciler.commands import Commands, add_place, state_dir
 from reconciler.follow import described
 from reconciler.history import FORMAT, Generation, History
 from reconciler.suspension import Suspension
@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_state(parser)
+    add_place(parser)
     parser.add_argument("--output", choices=("text", "json"), help="default: text")
     parser.set_defaults(run=run)
 

@@ -7,7 +7,7 @@ import sys
 import time
 
 from reconciler import suspension
-from reconciler.commands import Commands, add_state, span, state_dir
+from reconciler.commands import Commands, add_place, span, state_dir
 from reconciler.follow import described
 from reconciler.suspension import DEFAULT, LONGEST, Suspension
 
@@ -31,11 +31,11 @@ def add(commands: Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_state(suspend)
+    add_place(suspend)
     add_reason(suspend)
     suspend.set_defaults(run=run_suspend)
     resume = commands.add_parser("resume", help="follow the source again", allow_abbrev=False)
-    add_state(resume)
+    add_place(resume)
     resume.set_defaults(run=run_resume)
 
 

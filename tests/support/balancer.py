@@ -70,6 +70,7 @@ class Balancer(contextlib.ExitStack):
             self.lab.serve(backend, BACKEND_PORT)
         self.config, self.node = self.folder / "lb.yaml", self.folder / "node.yaml"
         self.config.write_text(CONFIG)
+        self.source: tuple[str, ...] = ("--config", str(self.config))
         self.node.write_text(NODE)
 
     def _forget(self) -> None:
@@ -85,7 +86,7 @@ class Balancer(contextlib.ExitStack):
         if self.process is not None:
             return
         log = self.enter_context((self.folder / "log").open("ab"))
-        command = (sys.executable, "-m", "reconciler", "--config", str(self.config))
+        command = (sys.executable, "-m", "reconciler", *self.source)
         self.process = subprocess.Popen(
             self.lab.balancer.inside(*command, "--node", str(self.node), *self.place),
             cwd=ROOT,
