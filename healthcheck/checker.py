@@ -26,6 +26,7 @@ SLIP = 0.01  # lateness that is given back to probes under way
 STALL = 0.25  # lateness after which what was due is spread anew, and failures found on waking prove nothing
 STARTS_AT_ONCE = 512  # per wake-up: answers are looked at in between
 _BATCH = 1024
+_NEUTRAL = Outcome.NEUTRAL
 
 Begin = Callable[[], Attempt | Result]
 
@@ -272,7 +273,7 @@ class Engine:
 
     def _say(self, watch: Watch, result: Result, latency: float) -> None:
         self.tally.probes += 1
-        if result.outcome is Outcome.NEUTRAL:
+        if result.outcome is _NEUTRAL:
             self.tally.own_trouble += 1
         if watch.wanted:
             self._report(watch, result, max(latency, 0.0))

@@ -5,6 +5,7 @@ import os
 import socket
 from _socket import socket as Socket  # noqa: N812
 from dataclasses import dataclass
+from functools import cache
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def _scope(interface: str) -> int:
         return 0
 
 
+@cache
 def lowest_own_port() -> int:
     try:
         return int(_PORTS.read_text("ascii").split()[0])

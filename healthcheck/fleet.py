@@ -3,6 +3,7 @@
 Health belongs to backends, results to subjects: whoever shares an address and a definition shares the probe.
 """
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -92,9 +93,10 @@ class Fleet:
         at = self._now()
         for member in self._audience.get(watch, ()):
             before = member.health
-            if member.hear(result, latency, at):
-                self._flip(member, before.state, result)
+            flipped = member.hear(result, latency, at)
             if member.health is not before:
+                if flipped:
+                    self._flip(member, before.state, result)
                 self._pace(watch)
 
     def settle(self) -> None:
@@ -212,6 +214,7 @@ class Fleet:
         self._watch(self._members)
         self._report.follow(self._members)
         self._news = True
+        gc.freeze()  # what was adopted stays: looking through it again and again would make probes late
         log.info("%d backends, %d probes", len(self._members), len(self._watches))
 
     def _watch(self, members: list[Member]) -> None:

@@ -25,6 +25,12 @@ class Outcome(Enum):
     NEUTRAL = "neutral"  # the trouble was our own: it says nothing about the backend
 
 
+_UP, _PASS = (
+    State.UP,
+    Outcome.PASS,
+)  # an enum's own look-up takes longer than the rest of what is done most often
+
+
 class Pace(Enum):
     """How soon to ask again."""
 
@@ -56,6 +62,8 @@ class Health:
     unsettled: int = 0  # good answers still to come until the rise counts as lasting
 
     def after(self, outcome: Outcome, thresholds: Thresholds) -> "Health":
+        if outcome is _PASS and self.state is _UP and not (self.contrary or self.unsettled):
+            return self  # nearly always
         if outcome is Outcome.NEUTRAL:
             return self
         seen = State.UP if outcome is Outcome.PASS else State.DOWN

@@ -14,6 +14,7 @@ from healthcheck.verdicts import Verdict
 
 TRUSTED = 300.0  # seconds without a checker after which the map's verdicts need no more than one contrary result
 NOTHING = Verdict(State.UNKNOWN)
+_PASS = Outcome.PASS
 
 
 @dataclass(slots=True)
@@ -24,7 +25,7 @@ class Counters:
     flips: int = 0
 
     def count(self, outcome: Outcome) -> None:
-        if outcome is Outcome.PASS:
+        if outcome is _PASS:
             self.passed += 1
         elif outcome is Outcome.NEUTRAL:
             self.neutral += 1
@@ -56,7 +57,7 @@ class Member:
         self.counters.count(result.outcome)
         before = self.health
         self.health = before.after(result.outcome, self.backend.subject.check.thresholds)
-        if self.health.state is before.state:
+        if self.health is before or self.health.state is before.state:
             return False
         self.since = at
         self.counters.flips += 1

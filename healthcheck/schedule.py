@@ -17,6 +17,7 @@ SOON = 1.0  # a target that is new, or that a stall overtook, is probed within t
 JITTER = 0.05  # of the interval: enough to leave step with whatever else has the same period
 TICK = 0.005  # resolution of the wheel: a start is late by at most this, a wake-up serves all of a tick
 
+_SURE = 1e-6  # of an interval: what a beat that is stored as a float may be off by
 _MIX = 0x9E3779B97F4A7C15
 
 
@@ -48,10 +49,12 @@ class Beat:
 
     def next(self, due: float, now: float) -> float:
         """The beat after the one that was due; if a slow probe overran that, at once; if more was missed, the next."""
-        following = self._first_after(due + self.every * self.jitter)
+        every = self.every
+        number = floor(due / every - self._phase + self.jitter * 0.5 + _SURE)
+        following = self.at(number + 1)
         if following > now:
             return following
-        return now if now - due < 2 * self.every else self._first_after(now)
+        return now if now - due < 2 * every else self._first_after(now)
 
     def hurried(self, interval: float, now: float) -> float:
         """Off the beat: an interval after the last one ended, so that no two follow at once."""

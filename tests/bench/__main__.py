@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bpf.errors import KernelError
-from tests.bench import dataplane, profile, report
+from tests.bench import dataplane, health, profile, report
 from tests.bench.wrapper import BenchError
 
 RESULT = Path("build/bench/dataplane.json")
@@ -16,6 +16,12 @@ RESULT = Path("build/bench/dataplane.json")
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument(
+        "--part",
+        choices=("dataplane", "health"),
+        default="dataplane",
+        help="what a packet costs, or what a health check does, beside HAProxy",
+    )
     parser.add_argument("--quick", action="store_true", help="few rounds: for a first look")
     parser.add_argument(
         "--case", action="append", default=[], metavar="NAME", help="rows with NAME in their name"
@@ -50,6 +56,8 @@ def main() -> int:
             "make bench: needs root (test runs of BPF programs): sudo make bench", file=sys.stderr
         )
         return 1
+    if options.part == "health":
+        return health.bench(options.case, quick=options.quick)
     try:
         (profile.show if options.profile else bench)(options)
     except (BenchError, KernelError) as error:

@@ -1,0 +1,115 @@
+"""The checker as the bench runs it: the whole of it over a map in memory. Prints figures when it is told to.
+
+Lines in on standard input: `mark` prints one JSON line of counters, `end` ends.
+"""
+
+import asyncio
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from healthcheck.checker import Engine, Watch
+from healthcheck.fleet import STEP, Fleet
+from healthcheck.stock import Stock
+from healthcheck.verdicts import Verdict, Verdicts
+
+
+class Memory:
+    """A map, and when each batch of it was written."""
+
+    def __init__(self) -> None:
+        self.entries: dict[int, Verdict] = {}
+        self.written: list[tuple[float, int]] = []
+
+    def read(self) -> dict[int, Verdict]:
+        return dict(self.entries)
+
+    def write(self, verdicts: Iterable[tuple[int, Verdict]]) -> None:
+        batch = dict(verdicts)
+        self.entries |= batch
+        self.written.append((time.monotonic(), len(batch)))
+
+    def close(self) -> None: ...
+
+    def open(self, _path: Path, _instance: str) -> Verdicts:
+        return self
+
+
+class Timed(Engine):
+    """Measures how late probes begin."""
+
+    lateness: list[float]
+
+    def _start(self, watch: Watch, now: float) -> None:
+        if watch.due:
+            self.lateness.append(self.clock() - watch.due)
+        super()._start(watch, now)
+
+
+def resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def figures(fleet: Fleet, memory: Memory, began: float, base: int) -> dict[str, object]:
+    states = [entry.state.value for entry in memory.entries.values()]
+    late = sorted(getattr(fleet.engine, "lateness", []))
+    return {
+        "clock": time.monotonic(),
+        "cpu": time.process_time(),
+        "probes": fleet.engine.tally.probes,
+        "own_trouble": fleet.engine.tally.own_trouble,
+        "up": states.count("up"),
+        "down": states.count("down"),
+        "resident": resident(),
+        "base": base,
+        "began": began,
+        "late_p50": late[len(late) // 2] if late else None,
+        "late_p99": late[len(late) * 99 // 100] if late else None,
+        "written": memory.written[-200:],
+    }
+
+
+async def run(targets: Path, *, timed: bool, recycle: bool) -> None:
+    started, base = time.monotonic(), resident()
+    memory = Memory()
+    fleet = Fleet(
+        targets, targets.with_name("health.json"), "bench", memory.open, stock=Stock(keep=recycle)
+    )
+    if timed:
+        fleet.engine.__class__ = Timed
+        fleet.engine.lateness = []  # type: ignore[attr-defined]
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    fleet.engine.attach(loop)
+    fleet.look()
+    began = time.monotonic() - started
+
+    def step() -> None:
+        fleet.step()
+        loop.call_later(STEP, step)
+
+    def told() -> None:
+        line = sys.stdin.readline().strip()
+        if line == "mark":
+            print(json.dumps(figures(fleet, memory, began, base)), flush=True)
+            memory.written.clear()
+            if timed:
+                fleet.engine.lateness.clear()  # type: ignore[attr-defined]
+        else:
+            stop.set()
+
+    loop.call_soon(step)
+    loop.add_reader(sys.stdin.fileno(), told)
+    await stop.wait()
+    fleet.close()
+
+
+if __name__ == "__main__":
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    os.sched_setaffinity(0, {int(sys.argv[2])})
+    asyncio.run(run(Path(sys.argv[1]), timed="timed" in sys.argv, recycle="fresh" not in sys.argv))
