@@ -2,7 +2,8 @@
 
 import time
 
-from reconciler.status import Facts, Status, build
+from reconciler.facts import Facts
+from reconciler.status import Status, build
 
 SILENCE = 60.0  # seconds: a loop that was not seen for so long hangs
 

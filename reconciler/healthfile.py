@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from reconciler.status import Checked, Moment
+from reconciler.facts import Checked, Moment
 
 NAME = "health.json"
 

@@ -20,6 +20,7 @@ from reconciler.board import Board
 from reconciler.conditions import Condition, Holds, Observed, Trouble, Type
 from reconciler.counting import Books
 from reconciler.dataplane import State
+from reconciler.facts import Attempt, Daemon, Facts, Moment, Past, Suspend
 from reconciler.follow import Following
 from reconciler.healthfile import HealthFile
 from reconciler.history import Generation
@@ -29,7 +30,6 @@ from reconciler.overrides import Overrides
 from reconciler.rates import Window
 from reconciler.revision import Revision
 from reconciler.roster import Roster
-from reconciler.status import Attempt, Daemon, Facts, Moment, Past, Suspend
 from reconciler.suspension import Suspension
 
 PACE = 1.0  # seconds from one reading to the next, at least

@@ -13,11 +13,11 @@ import time
 from reconciler import control, overrides
 from reconciler.commands import Commands, add_place, run_dir, span
 from reconciler.commands.sync import report
+from reconciler.facts import Moment
 from reconciler.loop import Place, applied
 from reconciler.orders import clear_override, set_override
 from reconciler.overrides import Forced, Override, Unusable
 from reconciler.overriding import OverrideFile
-from reconciler.status import Moment
 
 EXAMPLES = """\
 examples:

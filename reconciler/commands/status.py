@@ -17,6 +17,7 @@ from reconciler import conditions, control, counting, status_text, suspension
 from reconciler.commands import Commands, add_place, run_dir
 from reconciler.conditions import Condition, Holds, Type
 from reconciler.counting import Books
+from reconciler.facts import Facts, Moment
 from reconciler.healthfile import HealthFile
 from reconciler.history import History
 from reconciler.loop import Place, applied
@@ -25,7 +26,7 @@ from reconciler.observer import NAME, kept, past, suspends
 from reconciler.overrides import Overrides, Unusable, in_force
 from reconciler.overriding import OverrideFile
 from reconciler.roster import Roster
-from reconciler.status import Facts, Moment, build
+from reconciler.status import build
 
 CLEAR = "\033[H\033[J"
 EVERY = 1.0

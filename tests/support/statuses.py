@@ -10,12 +10,13 @@ from reconciler import config as configuration
 from reconciler import ids
 from reconciler.conditions import Condition, Observed, Trouble, follow, judge
 from reconciler.dataplane import State
+from reconciler.facts import Attempt, Checked, Daemon, Facts, Moment, Past, Suspend
 from reconciler.ledger import Account, Ledger
 from reconciler.overrides import Forced, Override
 from reconciler.parts import PoolKey, parts_of
 from reconciler.rates import Count, Reading, Tally
 from reconciler.roster import Roster
-from reconciler.status import Attempt, Checked, Daemon, Facts, Moment, Past, Suspend, build
+from reconciler.status import build
 from reconciler.table import Fill
 
 NOW = 1_800_000_000.0

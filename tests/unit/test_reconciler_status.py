@@ -9,9 +9,10 @@ import pytest
 from bpf import abi
 from reconciler import status_text
 from reconciler.conditions import Condition, Holds, Observed, Trouble, Type, follow, judge
+from reconciler.facts import Facts
 from reconciler.portrait import EMPTY, portrait
 from reconciler.rates import Count, Rate, Reading, Window, rate
-from reconciler.status import Facts, build
+from reconciler.status import build
 from reconciler.table import Slots
 from tests.support.lab import ROOT
 from tests.support.statuses import NOW, facts, without_readings
