@@ -6,6 +6,7 @@ For tests of the kernel boundary itself; tests of what the program does use `bed
 import itertools
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -65,10 +66,14 @@ _numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small_program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The default object of modules that import this: the boundary's tests load it a hundred times."""
-    path = compiled(PASSER, tmp_path_factory.mktemp("objects") / "passer.o")
-    with pytest.MonkeyPatch.context() as patch:
+def small_program() -> Iterator[Path]:
+    """The default object of modules that import this: the boundary's tests load it a hundred times.
+
+    Where other users can read it, too: pytest's own folders are closed to them.
+    """
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        Path(folder).chmod(0o755)
+        path = compiled(PASSER, Path(folder, "passer.o"))
         patch.setenv(OBJECT, str(path))
         yield path
 
