@@ -136,7 +136,7 @@ __attribute__((noinline)) int answer_too_big(struct xdp_md *ctx, struct packet *
 	if (!gate_open(0, settings.icmp_rate, p->now))
 		return VERDICT_TOO_BIG_LIMITED;
 	quoted = sum_bytes(ctx, p->l3, quote);
-	if (bpf_xdp_adjust_tail(ctx, (int)(p->l3 + quote) - (int)p->bytes) ||
+	if (bpf_xdp_adjust_tail(ctx, (int)(p->l3 + quote) - (int)bpf_xdp_get_buff_len(ctx)) ||
 	    bpf_xdp_adjust_head(ctx, -(int)headers))
 		return VERDICT_NO_HEADROOM;
 	data = frame_start(ctx);
