@@ -28,8 +28,11 @@ def checking_out(target: Path) -> bool:
     """Whether git is at work in the enclosing work tree: its lock is there from the first
     file that it touches to the last.
     """
-    folder = git_folder(target)
-    return folder is not None and (folder / "index.lock").exists()
+    try:
+        folder = git_folder(target)
+        return folder is not None and (folder / "index.lock").exists()
+    except PermissionError:
+        return False
 
 
 def git_folder(target: Path) -> Path | None:
@@ -45,11 +48,11 @@ def git_folder(target: Path) -> Path | None:
 
 
 def _of_work_tree(data: bytes, target: Path) -> Commit | None:
-    folder = git_folder(target)
-    if folder is None:
-        return None
-    top = next(parent for parent in target.parents if (parent / ".git").exists())
     try:
+        folder = git_folder(target)
+        if folder is None:
+            return None
+        top = next(parent for parent in target.parents if (parent / ".git").exists())
         repository = git.Git(folder, trusted=(top, folder))
         head = repository.commit_at("HEAD")
         entry = repository.entry(head, str(target.relative_to(top)))

@@ -22,6 +22,7 @@ from reconciler.yamlpos import MAX_BYTES
 
 SETTLE = 0.2
 PATIENCE = 5.0  # a file that never rests is read all the same once it reads the same twice
+LOUD = 15.0  # a file that could not be read for so long is said to be restless
 LOCK_GRACE = 10.0  # git's lock is left behind by crashes; then it says nothing
 
 # (where it really is, device, inode, mtime, ctime, size); None while there is no file.
@@ -85,6 +86,7 @@ class FileSource:
                 self._restless_since = None
                 return None
             if not self._rests(found):
+                self._mention_unrest()
                 return None
             return self._take(found)
         except OSError as error:
@@ -95,13 +97,10 @@ class FileSource:
 
     def read(self) -> Candidate:
         """The content, waiting for it to come to rest."""
-        deadline = self._clock.monotonic() + LOCK_GRACE + 2 * PATIENCE
         self._taken = "nothing yet"
-        while self._clock.monotonic() < deadline:
-            if found := self.look():
-                return found
+        while (found := self.look()) is None:
             self._clock.sleep(SETTLE / 4)
-        raise SourceError(f"{self.path}: still being written after {PATIENCE:g} s", "Restless")
+        return found
 
     def due(self) -> float:
         return SETTLE / 4 if self._restless_since is not None else float("inf")
@@ -147,6 +146,11 @@ class FileSource:
         if _open_for_writing(found[0]):
             return quiet >= PATIENCE
         return quiet >= SETTLE or restless >= PATIENCE
+
+    def _mention_unrest(self) -> None:
+        since = self._restless_since
+        if since is not None and self._clock.monotonic() - since > LOUD:
+            raise SourceError(f"{self.path}: is being written all the time", "Restless")
 
     def _take(self, found: Signature | None) -> Candidate | None:
         if found is None:

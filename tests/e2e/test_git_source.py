@@ -11,9 +11,10 @@ import pytest
 from reconciler import git as gits
 from reconciler.git import Git, GitError
 from reconciler.gitsource import JITTER, LONGEST, GitSource, Place, Terms
-from reconciler.revision import Ancestry, Candidate, SourceError
-from reconciler.source import Poke
+from reconciler.revision import Ancestry, Candidate, Revision, SourceError
+from reconciler.source import FileSource, Poke
 from reconciler.yamlpos import MAX_BYTES
+from tests.support.hurried import Hurried
 from tests.support.repository import Repository, allowed_signers, signing_key
 from tests.support.wait import until
 
@@ -114,6 +115,45 @@ def test_a_preview_leaves_no_trace(upstream: Repository) -> None:
 def test_a_repository_of_another_user(upstream: Repository) -> None:
     subprocess.run(("chown", "-R", "65534:65534", str(upstream.folder)), check=True)
     assert source(upstream).fetch().revision.text == OLD
+
+
+def test_a_checkout_in_place_is_never_read_half(tmp_path: Path) -> None:
+    """git unlinks, creates and writes in pieces, and half of a file is often valid."""
+    tree = Repository(tmp_path / "tree")
+    one, two = ("".join(f"{name}{n}: {n}\n" for n in range(100_000)) for name in "ab")
+    commits = {tree.commit(text): text for text in (one, two)}
+    clock, taken, done = Hurried(), [], threading.Event()
+    follower = FileSource(tree.folder / "lb.yaml", clock)
+
+    def check_out() -> None:
+        for _ in range(20):
+            for commit in commits:
+                tree.git("checkout", "--quiet", "--detach", commit)
+        done.set()
+
+    worker = threading.Thread(target=check_out)
+    worker.start()
+    while not done.is_set():
+        taken += _offered(follower)
+        clock.sleep(0.01)
+    worker.join()
+
+    def last_is_taken() -> bool:
+        taken.extend(_offered(follower))
+        return bool(taken) and taken[-1].text == two
+
+    until(last_is_taken, what="the last one")
+    assert {found.text for found in taken} <= {one, two}
+    assert {commits[found.commit] == found.text for found in taken if found.commit} <= {True}
+
+
+def _offered(follower: FileSource) -> list[Revision]:
+    try:
+        found = follower.look()
+    except SourceError as error:
+        assert error.reason in {"FileMissing", "Restless"}  # noqa: PT017 -- git unlinks it first
+        return []
+    return [found.revision] if found else []
 
 
 # ---- signatures
