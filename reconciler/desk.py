@@ -43,13 +43,15 @@ class Desk:
         outcome: View | Exception,
         seconds: float,
         kept: Iterable[Generation],
+        drift: tuple[str, ...],
     ) -> None:
-        """A pass is over; `kept` is the history now."""
+        """A pass is over; `kept` is the history now, `drift` what it found."""
         if isinstance(outcome, Exception):
             self.observer.failed(outcome, seconds)
         else:
             self.observer.passed(config, outcome, seconds)
         self.observer.recall(kept)
+        self.observer.drifted(drift)
 
     def tell(self, following: Following, overrides: Overrides, *, at_rest: bool) -> None:
         """Publish what there is to know, and answer those who wait for it."""

@@ -47,6 +47,7 @@ class Daemon:
     passes: Mapping[str, int] = field(default_factory=dict)  # by result
     pass_seconds: float = 0.0
     map_writes: int = 0
+    drift_found: int = 0
 
 
 @dataclass(frozen=True, slots=True)

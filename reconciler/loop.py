@@ -18,9 +18,10 @@ from bpf import abi
 from bpf.kernel import Instance, KernelError, Mode
 from bpf.pins import Pins
 from reconciler import config as configuration
-from reconciler import published
+from reconciler import published, report
 from reconciler.compile import Surroundings
 from reconciler.counting import Books
+from reconciler.dataplane import State
 from reconciler.desk import Desk
 from reconciler.follow import Accepted, Follower
 from reconciler.history import History, Result
@@ -33,7 +34,7 @@ from reconciler.overrides import Overrides, Unusable, in_force
 from reconciler.overriding import OverrideFile
 from reconciler.parts import node_problems
 from reconciler.plan import plan
-from reconciler.problems import Rejected
+from reconciler.problems import SHOWN, Rejected
 from reconciler.revision import Revision
 from reconciler.source import Poke, Source
 from reconciler.sources import STATE_ROOT
@@ -136,6 +137,7 @@ class Reconciler:
         self.books = Books(place.run_dir, instance)
         self.history = History(place.state_dir / "history")
         self._set: Overrides = ()
+        self.drift: tuple[str, ...] = ()  # that the last pass found
 
     def reconcile(self, accepted: Accepted, *, wait: float = 0, stale_hops: bool = False) -> View:
         """One pass: look, write what differs, read again, and let others know."""
@@ -151,6 +153,7 @@ class Reconciler:
         )
         allowed = self._allow_removals or accepted.allow_removals
         view = look(accepted.config, self._node, live, allow_removals=allowed)
+        self.drift = self._drift(view, actual, accepted.revision)
         self.books.follow(view.desired)
         self._apply(view, accepted.revision)
         trouble = self._attach()
@@ -166,6 +169,18 @@ class Reconciler:
         except Unusable as error:
             log.error("%s", error)  # noqa: TRY400
         return in_force(self._set, self._clock())
+
+    def _drift(self, view: View, actual: State, revision: Revision) -> tuple[str, ...]:
+        """What differs although nothing else was configured meanwhile."""
+        meta = self.instance.maps.meta.get(0)
+        if meta is None or bytes(meta.digest) != revision.digest or meta.phase:
+            return ()
+        found = tuple(
+            f"{one.kind} {one.name}: {one.detail}" for one in report.drift(view.ops, actual)
+        )
+        if found:
+            log.warning("drift: %s", "; ".join(found[:SHOWN]))
+        return found
 
     def _apply(self, view: View, revision: Revision) -> None:
         meta = self.instance.maps.meta
@@ -324,7 +339,8 @@ class Daemon:
     def _went(self, accepted: Accepted, outcome: View | Exception, began: float) -> None:
         keep(self._reconciler, self.follower, outcome)
         kept = self._reconciler.history.generations()
-        self._desk.went(accepted.config, outcome, time.monotonic() - began, kept)
+        drift = self._reconciler.drift
+        self._desk.went(accepted.config, outcome, time.monotonic() - began, kept, drift)
 
     def _tell(self) -> None:
         at_rest = self._source.due() >= TICK

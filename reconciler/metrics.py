@@ -204,7 +204,9 @@ _HOLDS = {"True": 1, "False": 0, "Unknown": -1}
 
 def _operators(status: Status) -> Iterator[str]:
     yield from _metric(
-        "drift", "Map entries that differ from what is applied.", [({}, len(status.drift))]
+        "drift",
+        "Map entries that the last pass found changed by others.",
+        [({}, len(status.drift))],
     )
     yield from _metric(
         "refused_removals", "Guardrails that hold removals back.", [({}, len(status.refused))]
@@ -249,4 +251,7 @@ def _daemon(status: Status) -> Iterator[str]:
     )  # fmt: skip
     yield from _metric(
         "map_writes_total", "Entries written since the start.", [({}, daemon.map_writes)]
+    )  # fmt: skip
+    yield from _metric(
+        "drift_found_total", "Entries that others changed, since the start.", [({}, daemon.drift_found)]
     )  # fmt: skip

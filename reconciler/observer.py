@@ -72,7 +72,8 @@ class Observer:
         self._started = clock()
         self._due = 0.0
         self.history: tuple[Past, ...] = ()
-        self.drift: tuple[str, ...] = ()
+        self._drift: tuple[str, ...] = ()
+        self._drifted = 0
         self.stalled: Trouble | None = None
 
     # ---- what the loop says
@@ -94,6 +95,11 @@ class Observer:
         """The maps are what they were, or something between that and what they are to be."""
         self._apply = Trouble(type(error).__name__, str(error))
         self._count("failed", seconds)
+
+    def drifted(self, found: tuple[str, ...]) -> None:
+        """What the last pass found changed by others; it was repaired unless that pass failed."""
+        self._drift = found
+        self._drifted += len(found)
 
     def recall(self, generations: Iterable[Generation]) -> None:
         self.history = past(generations)
@@ -139,7 +145,7 @@ class Observer:
             daemon=self._daemon(),
             overrides=overrides,
             refused=self._refused,
-            drift=self.drift,
+            drift=self._drift,
             suspends=suspends(following.suspension),
             history=self.history,
         )
@@ -211,6 +217,7 @@ class Observer:
             passes=dict(self._passes),
             pass_seconds=self._seconds,
             map_writes=self._writes,
+            drift_found=self._drifted,
         )
 
 

@@ -92,7 +92,7 @@ def describe(
         generation=meta.generation if meta is not None else 0,
         live_digest=bytes(meta.digest).hex() if meta is not None else "",
         changes=() if same else changes,
-        drift=tuple(_drift(view.ops, live.actual)) if same else (),
+        drift=tuple(drift(view.ops, live.actual)) if same else (),
         guards=tuple(str(finding) for finding in view.findings),
         writes=_count(view.ops, removals=False),
         deletes=_count(view.ops, removals=True),
@@ -121,8 +121,8 @@ def _count(ops: tuple[Op, ...], *, removals: bool) -> dict[str, int]:
 # ---- drift: the file is what was applied, and yet the maps differ
 
 
-def _drift(ops: tuple[Op, ...], actual: State) -> Iterator[Change]:
-    """Not what follows from health, neighbours and the node file: nobody meddled there."""
+def drift(ops: tuple[Op, ...], actual: State) -> Iterator[Change]:
+    """Not what follows from health, neighbours, overrides and the node file: nobody meddled there."""
     for op in ops:
         before = actual[op.where].get(op.key)
         if op.where in (Where.SETTINGS, Where.SPARES) or _expected(op, before):
@@ -148,8 +148,9 @@ def _settled(entry: abi.Service) -> abi.Service:
 
 
 def _unrouted(entry: abi.Backend) -> abi.Backend:
-    """A backend whatever its next hop."""
+    """A backend whatever its next hop, and whatever an operator forces."""
     plain = abi.Backend.from_bytes(bytes(entry))
+    plain.flags &= ~int(abi.BackendFlag.FORCED_UP | abi.BackendFlag.FORCED_DOWN)
     plain.ifindex = plain.mtu = 0
     plain.dmac = plain.smac = (0,) * 6
     return plain

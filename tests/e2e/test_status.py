@@ -268,6 +268,43 @@ def test_nonsense_on_the_socket_is_answered_and_changes_nothing(
     assert balancer.command("sync").returncode == 0
 
 
+def test_meddling_with_the_maps_is_repaired_and_told(balancer: Balancer) -> None:
+    before = metrics(balancer)["evenkeel_drift_found_total"]
+    with Instance.open(balancer.name) as instance:
+        for key in [key for key, _ in instance.maps.frontends4.items()]:
+            instance.maps.frontends4.delete(key)
+        assert balancer.command("sync").returncode == 0
+        assert instance.maps.frontends4.items(), "restored"
+    status = valid(balancer.status())
+    assert any(one.startswith("frontends4 192.0.2.10:80/tcp: missing") for one in status["drift"])
+    assert metrics(balancer)["evenkeel_drift_found_total"] > before
+    assert balancer.answering() == BOTH
+    assert balancer.command("sync").returncode == 0
+    assert balancer.status()["drift"] == []
+
+
+def test_health_is_shown_with_its_reason(balancer: Balancer) -> None:
+    check = "checks:\n  alive: {type: tcp, every: 200ms, timeout: 200ms, rise: 1, fall: 1}\npools:\n  web:\n    check: alive\n"
+    balancer.config.write_text(CONFIG.replace("pools:\n  web:\n", check, 1))
+    assert balancer.command("sync").returncode == 0
+    web1 = balancer.lab.backends[0]
+
+    def health() -> tuple[str, str]:
+        found = backends(balancer.status())["web1"]["health"]
+        return found["state"], found["reason"]
+
+    with balancer.checker():
+        until(lambda: health() == ("up", "connected"), 20, what="web1 to be up")
+        balancer.lab.kill_server(web1)
+        until(lambda: health() == ("down", "refused"), 20, what="web1 to be down")
+        status = valid(balancer.status())
+        assert status["pools"][0]["usable"] == 1
+        assert condition(status, "HealthFresh")["status"] == "True"
+        assert "refused since" in balancer.command("status").stdout
+        balancer.lab.serve(web1, 8080)
+        until(lambda: health()[0] == "up", 20, what="web1 to be up again")
+
+
 # ---- over time
 
 
@@ -286,7 +323,7 @@ def test_counters_outlive_a_restart_and_conditions_their_time(balancer: Balancer
     assert alone["services"][0]["counters"]["flows"] >= before[key] + 5
     balancer.start()
     after = metrics(balancer)
-    process = ("evenkeel_reconcile", "evenkeel_map_writes")
+    process = ("evenkeel_reconcile", "evenkeel_map_writes", "evenkeel_drift")
     fallen = {
         name: (value, after.get(name))
         for name, value in before.items()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -100,6 +101,22 @@ class Balancer(contextlib.ExitStack):
             self.process.send_signal(how)
             self.process.wait(15)
             self.process = None
+
+    @contextlib.contextmanager
+    def checker(self) -> Iterator[None]:
+        """healthcheck beside it."""
+        command = (sys.executable, "-m", "healthcheck", "--instance", self.name)
+        process = subprocess.Popen(
+            self.lab.balancer.inside(*command, "--run-dir", str(self.run_dir)),
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(15)
 
     @property
     def log(self) -> str:
