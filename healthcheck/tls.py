@@ -74,7 +74,9 @@ class Client:
         self.valid_until = ssl.cert_time_to_seconds(until) if isinstance(until, str) else None
 
     def parted(self, ours: ssl.SSLObject) -> None:
-        self._session = ours.session
+        """The session of a full handshake serves them all: to take a copy costs as much as the handshake it saves."""
+        if not ours.session_reused:
+            self._session = ours.session
 
 
 class Tls:

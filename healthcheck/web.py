@@ -7,7 +7,7 @@ or to be able to ask again over the same connection; never beyond the window.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from healthcheck.exchange import WINDOW, Reason, Result, excerpt, failed
 from healthcheck.health import Outcome
@@ -56,7 +56,7 @@ class Http:
         if not data:
             return failed(Reason.CLOSED_EARLY, self._progress())
         searched = max(len(self._head) - 3, 0)
-        self._head += data
+        self._head = self._head + data if self._head else data
         if self._head[: len(_PROTOCOL)] != _PROTOCOL[: len(self._head)]:
             return failed(Reason.BAD_ANSWER, f"not HTTP/1: {excerpt(self._head)}")
         while end := _END_OF_HEAD.search(self._head, searched):
@@ -85,20 +85,23 @@ class Http:
 
     def _judge(self, end: int) -> "Result | bool | None":
         """On a complete head: a result, None while the body decides, True for an interim answer (1xx)."""
-        line = _STATUS_LINE.match(self._head)
-        if not line:
+        text, expected = self._head[:end], self._expected
+        head = understood(text)
+        if not head:
             return failed(Reason.BAD_ANSWER, f"no status line: {excerpt(self._head)}")
-        status = int(line[1])
-        if not _within(status, self._expected.status):
+        status = head.status
+        if not _within(status, expected.status):
             return True if status // 100 == 1 else self._wrong(status)
-        if self._expected.headers and (missing := self._missing(self._head[:end])):
+        if expected.headers and (missing := self._missing(text)):
             return failed(Reason.WRONG_HEADER, missing)
-        if not (self._expected.body or self._keep):
+        if not (expected.body or self._keep):
             return passed(status)
-        head, rest = self._head[:end], self._head[end:]
         bodiless = status in _BODILESS or self._asked.startswith(b"HEAD ")
-        self._body = Body(head, status, b"", bodiless=bodiless)
-        return self._read(self._body, rest, more=True)
+        if not expected.body and (0 if bodiless else head.length) == len(self._head) - end:
+            self._reusable = head.stays_open
+            return passed(status)
+        self._body = Body(head, b"", bodiless=bodiless)
+        return self._read(self._body, self._head[end:], more=True)
 
     def _wrong(self, status: int) -> Result:
         if _within(status, self._expected.out):
@@ -124,7 +127,7 @@ class Http:
         found = self._expected.body in text[:WINDOW]
         if found and (complete or not self._keep or ended or len(body.raw) > WINDOW):
             self._reusable = self._keep and complete and not ended and body.leaves_open()
-            return passed(body.status)
+            return passed(body.head.status)
         if complete or (ended and body.ends_with_connection()):
             return failed(Reason.WRONG_BODY, f"without {excerpt(self._expected.body)}")
         if ended:
@@ -134,36 +137,54 @@ class Http:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What a head says about itself and what follows it."""
+
+    status: int
+    length: int | None
+    chunked: bool
+    stays_open: bool
+
+
+@lru_cache(maxsize=256)
+def understood(text: bytes) -> Head | None:
+    """None without a status line. Thousands of targets say the same within one second."""
+    line = _STATUS_LINE.match(text)
+    if not line:
+        return None
+    length, chunked = _LENGTH.search(text), bool(_CHUNKED.search(text))
+    known = int(length[1]) if length and not chunked else None
+    return Head(int(line[1]), known, chunked, stays_open=not _LAST_ONE.search(text))
+
+
 class Body:
     """What follows a head, as it comes: by length, in chunks, or until the connection ends."""
 
-    __slots__ = ("_bodiless", "_head", "_length", "raw", "status")
+    __slots__ = ("_bodiless", "head", "raw")
 
-    def __init__(self, head: bytes, status: int, raw: bytes, *, bodiless: bool) -> None:
-        self._head = head
+    def __init__(self, head: Head, raw: bytes, *, bodiless: bool) -> None:
         self._bodiless = bodiless
-        self._length = _LENGTH.search(head)
-        self.status = status
+        self.head = head
         self.raw = raw
 
     def read(self) -> tuple[bytes | None, bool]:
         """What there is of it, and whether that is all; None: it contradicts itself."""
         if self._bodiless:
             return b"", True
-        if _CHUNKED.search(self._head):
+        if self.head.chunked:
             return _joined(self.raw)
-        if self._length:
-            length = int(self._length[1])
+        if (length := self.head.length) is not None:
             return self.raw[:length], len(self.raw) >= length
         return self.raw, False
 
     def ends_with_connection(self) -> bool:
-        return not self._length and not _CHUNKED.search(self._head)
+        return self.head.length is None and not self.head.chunked
 
     def leaves_open(self) -> bool:
         """Nothing is left over, and the server did not say that this was its last answer."""
-        beyond = self._length is not None and len(self.raw) > int(self._length[1])
-        return not beyond and not _LAST_ONE.search(self._head)
+        length = 0 if self._bodiless else self.head.length
+        return self.head.stays_open and (length is None or len(self.raw) <= length)
 
 
 def _joined(raw: bytes) -> tuple[bytes | None, bool]:
@@ -216,6 +237,7 @@ def request(
     return "".join(f"{line}\r\n" for line in (*lines, "")).encode("latin-1")
 
 
+@cache
 def _within(status: int, spans: Spans) -> bool:
     return any(low <= status <= high for low, high in spans)
 
