@@ -212,7 +212,9 @@ def follower_of(options: argparse.Namespace, source: Source, node: Node, place: 
 
 def once(reconciler: Reconciler, accepted: Accepted, follower: Follower) -> int:
     view = reconciler.reconcile(accepted, wait=PATIENCE)
-    keep(reconciler, follower, view)
+    keep(reconciler, follower, reconciler.unattached or view)
+    if reconciler.unattached:
+        raise reconciler.unattached
     for finding in view.findings:
         print(f"guardrail: {finding}", file=sys.stderr)
     return REFUSED if view.refused else DONE

@@ -137,6 +137,7 @@ class Reconciler:
         self.books = Books(place.run_dir, instance)
         self.history = History(place.state_dir / "history")
         self._set: Overrides = ()
+        self.unattached: KernelError | None = None  # why an interface has no program
         self.drift: tuple[str, ...] = ()  # that the last pass found
 
     def reconcile(self, accepted: Accepted, *, wait: float = 0, stale_hops: bool = False) -> View:
@@ -156,10 +157,8 @@ class Reconciler:
         self.drift = self._drift(view, actual, accepted.revision)
         self.books.follow(view.desired)
         self._apply(view, accepted.revision)
-        trouble = self._attach()
+        self.unattached = self._attach()
         self._tell(view, accepted)
-        if trouble:
-            raise trouble
         return view
 
     def overrides(self) -> Overrides:
@@ -330,8 +329,11 @@ class Daemon:
             view = self._reconciler.reconcile(
                 accepted, wait=0 if self._seen else PATIENCE, stale_hops=self._rerouted(seen)
             )
-            self._seen, self._due = seen, now + VERIFY
-            self._went(accepted, view, now)
+            unattached = self._reconciler.unattached
+            self._seen, self._due = seen, now + (TICK if unattached else VERIFY)
+            if unattached:
+                log.error("%s", unattached)
+            self._went(accepted, unattached or view, now)
         except (KernelError, NoRoom, NotConverged, OSError) as error:
             log.error("%s", error)  # noqa: TRY400
             self._went(accepted, error, now)

@@ -1,29 +1,49 @@
 """Next hops: out of which interface, and to which MAC. Reads netlink and asks for neighbours.
 
-Nothing is configured here and nothing is remembered: a neighbour that has
-vanished is simply not in the answer, and what that means is for others to say.
+What is remembered is what the kernel said last, and only for as long as nothing
+was heard to change. A neighbour that has vanished is simply not in the answer, and
+what that means is for others to say. Neighbours that are asked for stay `managed`:
+the kernel goes on probing them until they are no longer wanted.
 """
 
 import errno
+import struct
+import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
 
+from reconciler import netlink
 from reconciler.compile import NextHop
 from reconciler.model import Address
+from reconciler.netlink import Changed, Listener, Netlink
 
 # Neighbour states in which the kernel itself would send to the address.
 _KNOWN = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # reachable, stale, delay, probe, noarp, permanent
-_USE = 0x01  # NTF_USE: resolve it now
+_FIXED = 0x40 | 0x80  # noarp, permanent: asking would unfix them
+_USE = 0x01  # NTF_USE: resolve it now, as if there were a packet for it
+_MANAGED = 0x01  # NTF_EXT_MANAGED, from Linux 5.16 on; older kernels skip the attribute
+_NEIGH, _ROUTE = struct.Struct("=B3xiHBB"), struct.Struct("=BBBBBBBBI")
+_DST, _LLADDR, _FLAGS_EXT = 1, 2, 15  # NDA_*
+_RTA_DST, _OIF, _GATEWAY, _METRICS, _VIA = 1, 4, 5, 8, 18
+_METRIC_MTU = 2
+_UNICAST = 1
 _FAMILY = {4: 2, 6: 10}
+_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
+_CANNOT_ASK = (errno.ENETDOWN, errno.EINVAL, errno.ENODEV, errno.ENOBUFS)
 POLL = 0.02
+PACE = 1.0  # seconds between two questions for a neighbour that does not answer
+STALE = 10.0  # seconds after which even a silent kernel is read anew
+SHARE = 10  # the listener rests for so many times what reading took
 NO_MAC = bytes(6)
+_NOBODY = bytes(4)
+
+Place = tuple[int, Address]  # interface, address
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +63,43 @@ class Via:
     address: Address
     mtu: int
 
+    @property
+    def place(self) -> Place:
+        return self.link.index, self.address
+
+
+class Neighbour(NamedTuple):
+    mac: bytes
+    fixed: bool
+    managed: bool
+
+
+class Changes(NamedTuple):
+    """Counters. `look`: something about a next hop is new; `forget`: hops towards clients may be wrong."""
+
+    look: int
+    forget: int
+
 
 class Neighbours:
-    """A netlink socket in the network namespace in which it was opened."""
+    """Netlink sockets in the network namespace in which it was opened."""
 
     def __init__(self) -> None:
-        self._netlink: Any = IPRoute()
+        self._links: Any = IPRoute()
+        self._netlink = Netlink()
+        self._listener: Listener | None = None
+        self._routed: dict[Address, Via | None] = {}
+        self._wanted: dict[Address, Via] = {}
+        self._known: dict[Place, Neighbour] = {}
+        self._managed: set[Place] = set()  # by us
+        self._asked_at = self._checked_at = -STALE
+        self._asking = False
+        self._look = self._forget = 0
 
     def close(self) -> None:
+        if self._listener:
+            self._listener.close()
+        self._links.close()
         self._netlink.close()
 
     def __enter__(self) -> Self:
@@ -65,76 +114,159 @@ class Neighbours:
         self.close()
 
     def links(self) -> dict[int, Link]:
-        found = (_link(message) for message in self._netlink.get_links())
+        found = (_link(message) for message in self._links.get_links())
         return {link.index: link for link in found}
+
+    # ---- next hops
 
     def hops(self, addresses: Iterable[Address], wait: float | None = 0) -> dict[Address, NextHop]:
         """The next hop of each address that has one, after asking for those that are missing.
 
         The answers are waited for no longer than `wait` seconds; None: nobody is asked.
         """
-        links = self.links()
-        routes = {address: self._route(address, links) for address in set(addresses)}
-        vias = {address: via for address, via in routes.items() if via}
-        deadline = time.monotonic() + (wait or 0)
-        asked: set[Address] = set()
-        while True:
-            known = self._known()
-            missing = {via.address: via for via in vias.values() if not _mac(via, known)}
-            for address in missing.keys() - asked if wait is not None else ():
-                self._ask(missing[address])
-            asked |= missing.keys()
-            if not missing or time.monotonic() >= deadline:
-                break
-            time.sleep(POLL)
-        return {address: _hop(via, known) for address, via in vias.items() if _mac(via, known)}
+        self._refresh()
+        self._wanted = self._ways(set(addresses))
+        self._asking = wait is not None
+        if self._asking:
+            self._release()
+            self._ask_for(via for via in self._wanted.values() if self._unkept(via))
+            self._await(time.monotonic() + (wait or 0))
+        return {
+            address: _hop(via, self._known[via.place])
+            for address, via in self._wanted.items()
+            if via.place in self._known
+        }
 
-    def fingerprint(self) -> int:
-        """Changes when a route or a neighbour does: next hops towards clients are then stale."""
-        routes = frozenset(repr(sorted(m["attrs"], key=repr)) for m in self._netlink.get_routes())
-        links = frozenset(self.links().values())
-        return hash((routes, links, frozenset(self._known().items())))
+    def vias(self, addresses: Iterable[Address]) -> dict[Address, Via]:
+        """Whom to ask for, of those addresses that there is a route to."""
+        self._refresh()
+        return self._ways(set(addresses))
+
+    def _await(self, deadline: float) -> None:
+        while self._missing() and time.monotonic() < deadline:
+            time.sleep(POLL)
+            self._known = self._neighbours()
+
+    def _missing(self) -> list[Via]:
+        return [via for via in self._wanted.values() if via.place not in self._known]
+
+    def _unkept(self, via: Via) -> bool:
+        """Whether the kernel would let it go stale, or does not know it."""
+        known = self._known.get(via.place)
+        return known is None or not (known.fixed or known.managed)
+
+    # ---- what changes
+
+    def follow(self, wake: Callable[[], None]) -> None:
+        """From now on: wake the loop when something changes, which then asks for `changes`."""
+        self._listener = Listener(wake)
+
+    def changes(self) -> Changes:
+        """Also asks again for neighbours that have not answered."""
+        self._refresh()
+        now = time.monotonic()
+        if self._asking and now >= self._asked_at + PACE:
+            self._ask_for(self._missing())
+        return Changes(self._look, self._forget)
+
+    def _refresh(self) -> None:
+        """Read what was heard to have changed; all of it when nobody listens, or after a while."""
+        heard = self._listener.heard() if self._listener else Changed.ROUTES | Changed.NEIGHBOURS
+        began = time.monotonic()
+        if began >= self._checked_at + STALE:
+            self._checked_at = began
+            heard |= Changed.NEIGHBOURS
+            self._reroute()
+        if heard & Changed.ROUTES:
+            self._routed.clear()
+            self._look += 1
+            self._forget += 1
+        if heard & Changed.NEIGHBOURS:
+            self._meet(self._neighbours())
+            if self._listener:
+                self._listener.rest = SHARE * (time.monotonic() - began)
+
+    def _reroute(self) -> None:
+        """The ways that were taken, once more: events may have been lost."""
+        before = dict(self._routed)
+        self._routed.clear()
+        self._ways(before.keys())
+        if self._routed != before:
+            self._look += 1
+            self._forget += 1
+
+    def _meet(self, known: dict[Place, Neighbour]) -> None:
+        before, self._known = self._known, known
+        wanted = {via.place for via in self._wanted.values()}
+        if any(_mac(before, place) != _mac(known, place) for place in wanted):
+            self._look += 1
+        if any(_mac(known, place) != was.mac for place, was in before.items()):
+            self._forget += 1
+
+    # ---- what the kernel says
+
+    def _ways(self, addresses: Iterable[Address]) -> dict[Address, Via]:
+        unknown = [address for address in addresses if address not in self._routed]
+        links = self.links() if unknown else {}
+        for address in unknown:
+            self._routed[address] = self._route(address, links)
+        return {address: via for address in addresses if (via := self._routed[address])}
 
     def _route(self, address: Address, links: Mapping[int, Link]) -> Via | None:
+        body = _ROUTE.pack(_FAMILY[address.version], address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+        body += netlink.attribute(_RTA_DST, address.packed)
         try:
-            routes = self._netlink.route("get", dst=str(address))
-            found = next(iter(routes), None)
-        except NetlinkError as error:
-            if error.code in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
+            found = self._netlink.ask(netlink.GET_ROUTE, 0, body)
+        except OSError as error:
+            if error.errno in _NO_WAY:
                 return None
             raise
-        if found is None or found.get("type") != 1:  # unicast; not local, not a blackhole
-            return None
-        link = links.get(found.get_attr("RTA_OIF"))
-        gateway = found.get_attr("RTA_GATEWAY") or _gateway(found.get_attr("RTA_VIA"))
-        metrics = found.get_attr("RTA_METRICS")
-        mtu = metrics.get_attr("RTAX_MTU") if metrics else None
-        if link is None:
-            return None
-        return Via(link, ip_address(gateway) if gateway else address, mtu or link.mtu)
+        return _via(found[0], address, links) if found else None
 
-    def _known(self) -> dict[tuple[int, Address], bytes]:
+    def _neighbours(self) -> dict[Place, Neighbour]:
         known = {}
-        for version in _FAMILY.values():
-            for message in self._netlink.get_neighbours(family=version):
-                mac, address = message.get_attr("NDA_LLADDR"), message.get_attr("NDA_DST")
-                if mac and address and message["state"] & _KNOWN:
-                    known[message["ifindex"], ip_address(address)] = _octets(mac)
+        for family in _FAMILY.values():
+            body = _NEIGH.pack(family, 0, 0, 0, 0)
+            for answer in self._netlink.ask(netlink.GET_NEIGH, netlink.DUMP, body):
+                _, ifindex, state, _, _ = _NEIGH.unpack_from(answer)
+                if not state & _KNOWN:
+                    continue
+                found = netlink.attributes(answer, _NEIGH.size)
+                mac, managed = found.get(_LLADDR, b""), found.get(_FLAGS_EXT, bytes(4))
+                address = ip_address(found.get(_DST, _NOBODY))
+                if len(mac) == len(NO_MAC) and not address.is_multicast:
+                    known[ifindex, address] = Neighbour(
+                        mac, bool(state & _FIXED), bool(_number(managed) & _MANAGED)
+                    )
         return known
 
-    def _ask(self, via: Via) -> None:
-        """Let the kernel resolve the address, as if it had a packet for it."""
+    # ---- what we ask of it
+
+    def _ask_for(self, vias: Iterable[Via]) -> None:
+        """Let the kernel resolve them, and keep them resolved."""
+        self._asked_at = time.monotonic()
+        for place in {via.place for via in vias}:
+            self._ask(place, managed=True)
+            self._managed.add(place)
+
+    def _release(self) -> None:
+        """Neighbours of backends that are no longer there need no probes."""
+        for place in self._managed - {via.place for via in self._wanted.values()}:
+            known = self._known.get(place)
+            if known and not known.fixed:
+                self._ask(place, managed=False)
+            self._managed.discard(place)
+
+    def _ask(self, place: Place, *, managed: bool) -> None:
+        ifindex, address = place
+        body = _NEIGH.pack(_FAMILY[address.version], ifindex, 0, _USE, 0)
+        body += netlink.attribute(_DST, address.packed)
+        body += netlink.attribute(_FLAGS_EXT, struct.pack("=I", _MANAGED if managed else 0))
+        flags = netlink.ACK | netlink.CREATE | netlink.REPLACE
         try:
-            self._netlink.neigh(
-                "replace",
-                dst=str(via.address),
-                ifindex=via.link.index,
-                family=_FAMILY[via.address.version],
-                state=0,
-                flags=_USE,
-            )
-        except NetlinkError as error:
-            if error.code not in (errno.ENETDOWN, errno.EINVAL, errno.ENODEV):
+            self._netlink.ask(netlink.NEW_NEIGH, flags, body)
+        except OSError as error:
+            if error.errno not in _CANNOT_ASK:
                 raise
 
 
@@ -149,19 +281,29 @@ def _link(message: Any) -> Link:  # noqa: ANN401 -- pyroute2 has no types
     )
 
 
-def _gateway(via: Any) -> str | None:  # noqa: ANN401 -- pyroute2 has no types
-    return via["addr"] if via else None
-
-
 def _octets(mac: str) -> bytes:
     octets = bytes.fromhex(mac.replace(":", ""))
     return octets if len(octets) == len(NO_MAC) else NO_MAC
 
 
-def _mac(via: Via, known: Mapping[tuple[int, Address], bytes]) -> bytes | None:
-    return known.get((via.link.index, via.address))
+def _via(route: bytes, address: Address, links: Mapping[int, Link]) -> Via | None:
+    """None for what is local, a blackhole, or out of an interface that is gone."""
+    found = netlink.attributes(route, _ROUTE.size)
+    link = links.get(_number(found.get(_OIF, b"")))
+    if _ROUTE.unpack_from(route)[7] != _UNICAST or link is None:
+        return None
+    gateway = found.get(_GATEWAY) or found.get(_VIA, b"")[2:]
+    mtu = _number(netlink.attributes(found.get(_METRICS, b""), 0).get(_METRIC_MTU, b""))
+    return Via(link, ip_address(gateway) if gateway else address, min(mtu or link.mtu, link.mtu))
 
 
-def _hop(via: Via, known: Mapping[tuple[int, Address], bytes]) -> NextHop:
-    mac = known[via.link.index, via.address]
-    return NextHop(via.link.index, mac, via.link.mac, min(via.mtu, 0xFFFF))
+def _number(value: bytes) -> int:
+    return int.from_bytes(value, sys.byteorder)
+
+
+def _mac(known: Mapping[Place, Neighbour], place: Place) -> bytes | None:
+    return known[place].mac if place in known else None
+
+
+def _hop(via: Via, known: Neighbour) -> NextHop:
+    return NextHop(via.link.index, known.mac, via.link.mac, min(via.mtu, 0xFFFF))
