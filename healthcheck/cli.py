@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from healthcheck import targets
+from healthcheck import targets, trace
 from healthcheck.checker import Engine, Watch
 from healthcheck.definition import Subject
 from healthcheck.exchange import Result
@@ -34,6 +34,8 @@ examples:
         probe what the reconciler of instance edge publishes, until SIGTERM; then the map stays as it is
   healthcheck --targets /run/evenkeel/edge/targets.json --once
         one probe of each backend, as a table; changes nothing and needs no privilege
+  healthcheck probe http://10.1.2.101:8080/healthz
+        one check, step by step
   healthcheck --targets targets.json --once --output json | jq '.backends[] | select(.outcome != "pass")'
 
 exit codes: 0 done, with --once: every backend passed; 2 with --once: one did not; 1 own error; 64 usage
@@ -75,12 +77,24 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--output", choices=("text", "json"), help="how --once prints (default: text)"
     )
+    commands = arguments.add_subparsers(dest="command", metavar="")
+    one = commands.add_parser(
+        "probe",
+        help="one check of one target, step by step",
+        description="Try one check, and show each step with its time.",
+        epilog=trace.EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    trace.add_arguments(one)
     return arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser()
     options = arguments.parse_args(argv)
+    if options.command == "probe":
+        return try_one(options)
     if options.output and not options.once:
         arguments.error("--output goes with --once: otherwise nothing is printed but the log")
     if not options.instance or "/" in options.instance or options.instance.startswith("."):
@@ -96,6 +110,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (TargetsError, OSError) as error:
         print(f"healthcheck: {error}", file=sys.stderr)
         return OWN_ERROR
+
+
+def try_one(options: argparse.Namespace) -> int:
+    try:
+        outcome = trace.probe(options.url, options.timeout, options.set)
+    except (TargetsError, OSError, ValueError) as error:
+        print(f"healthcheck: {error}", file=sys.stderr)
+        return OWN_ERROR
+    return {Outcome.PASS: ALL_UP, Outcome.NEUTRAL: OWN_ERROR}.get(outcome, SOME_DOWN)
 
 
 def raise_descriptor_limit() -> int:

@@ -198,6 +198,11 @@ class Tcp:
                 idle[0].close()
         return self._begin()
 
+    def overhear(self, wrap: Callable[[Exchange], Exchange]) -> None:
+        """From the next attempt on, somebody listens in."""
+        if converse := self._converse:
+            self._converse = lambda: wrap(converse())
+
     def anew(self, stale: Connection) -> Attempt | Result:
         """A kept connection has ended, as the other side may do at any time: that says nothing. Ask again."""
         stale.close()
@@ -252,6 +257,7 @@ class Datagrams:
         self.events = EPOLLIN | EPOLLET
         self.registered = False
         sock.send(exchange.request)
+        exchange.request = b""
 
     def ready(self, _events: int) -> Result | None:
         try:
@@ -292,6 +298,10 @@ class Datagram:
         except OSError as error:
             sock.close()
             return fault(error.errno or errno.EINVAL, _FAULTS, "sending")
+
+    def overhear(self, wrap: Callable[[Exchange], Exchange]) -> None:
+        converse = self._converse
+        self._converse = lambda: wrap(converse())
 
     def close(self) -> None: ...
 

@@ -111,6 +111,15 @@ class Tls:
             return self._inner.overdue()
         return failed(Reason.TLS_TIMEOUT, "handshake incomplete")
 
+    @property
+    def agreed(self) -> str:
+        """What the handshake came to; empty before its end."""
+        if not self._open:
+            return ""
+        cipher = self._ours.cipher()
+        how = "resumed" if self._ours.session_reused else "in full"
+        return f"handshake {how}: {self._ours.version()}, {cipher[0] if cipher else 'no cipher'}"
+
     def again(self) -> "Tls | None":
         following = self._inner.again()
         if following is None:

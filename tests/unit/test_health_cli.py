@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -127,3 +128,35 @@ def test_once_needs_no_kernel_interface(tmp_path: Path, open_port: int) -> None:
     arguments = ["--once", "--targets", str(tmp_path / "targets.json")]
     done = subprocess.run([sys.executable, "-c", code, *arguments], check=False)
     assert done.returncode == 0
+
+
+def test_probe_shows_each_step(capsys: pytest.CaptureFixture[str]) -> None:
+    def serve(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 503 Later\r\n\r\n")
+
+    with serving(serve) as port:
+        assert cli.main(["probe", f"http://127.0.0.1:{port}/up?x=1", "--set", "host=www"]) == 2
+        assert cli.main(["probe", f"tcp://localhost:{port}"]) == 0
+    lines = [line.split(" ms  ")[1] for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == f"http check of 127.0.0.1:{port}, 1 s for all of it"
+    assert "GET /up?x=1 HTTP/1.1" in lines[1]
+    assert lines[2] == "received 22 bytes: 'HTTP/1.1 503 Later\\r\\n\\r\\n'"
+    assert lines[3] == "fail: wrong-status: status 503, expected 200-399"
+    assert lines[-1] == "pass: connected"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ftp://127.0.0.1"], "begins with none of tcp://"),
+        (["tcp://127.0.0.1"], "port cannot be 0"),
+        (["http://127.0.0.1", "--set", "retries=3"], "retries: not known"),
+        (["udp://127.0.0.1:99999"], "ort"),
+    ],
+)
+def test_a_probe_that_makes_no_sense_says_why(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["probe", *arguments]) == 1
+    assert message in capsys.readouterr().err
