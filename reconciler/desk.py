@@ -31,6 +31,8 @@ class Desk:
         """Carry out what was ordered meanwhile; whether a pass is due for it."""
         taken = self._requests.take()
         for request in taken:
+            if not request.answer.set_running_or_notify_cancel():
+                continue  # nobody waits for it any more, so it is not done either
             try:
                 self._pending.append((request, self._orders.carry_out(request)))
             except Refused as error:
@@ -61,7 +63,7 @@ class Desk:
             if request.command == "sync" and not at_rest:
                 self._pending.append((request, result))
             else:
-                _answer(request, {**result, "outcome": self._outcome()})
+                request.answer.set_result({**result, "outcome": self._outcome()})
 
     def _outcome(self) -> dict[str, Any]:
         facts = self._board.facts
@@ -70,8 +72,3 @@ class Desk:
             "generation": meta.generation if meta else 0,
             "conditions": build_conditions(facts.conditions if facts else ()),
         }
-
-
-def _answer(request: Request, result: Document) -> None:
-    if request.answer.set_running_or_notify_cancel():
-        request.answer.set_result(result)

@@ -27,6 +27,7 @@ from reconciler.control import Refused, Request, Requests
 from reconciler.status import Status
 
 RETRY = 10.0  # seconds
+JOIN = 5.0  # nobody waits longer for the last answers
 LINE = 10.0  # a client may take to say what it wants
 PEER = struct.Struct("iII")  # pid, uid, gid
 HEADERS = {
@@ -46,12 +47,14 @@ class Server:
     ) -> None:
         self._board, self._requests = board, requests
         self._listen, self._path, self._group = listen, path, group
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._started = threading.Event()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="serve", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
+        self._started.wait()
         return self
 
     def __exit__(
@@ -61,16 +64,20 @@ class Server:
         trace: TracebackType | None,
     ) -> None:
         with contextlib.suppress(RuntimeError):  # it ended before
-            self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(5)
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(JOIN)
 
     def _run(self) -> None:
         try:
-            self._loop.run_until_complete(self._serve())
+            with asyncio.Runner() as runner:
+                self._loop = runner.get_loop()
+                self._started.set()
+                runner.run(self._serve())
         except Exception:
             log.exception("status and commands are not served any more")
         finally:
-            self._loop.close()
+            self._started.set()
 
     async def _serve(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -105,8 +112,13 @@ class Server:
     # ---- the socket
 
     async def _serve_socket(self) -> None:
+        try:
+            listening = bound(self._path, self._group)
+        except OSError as error:
+            log.error("%s: no commands: %s", self._path, error)  # noqa: TRY400
+            return
         server = await asyncio.start_unix_server(
-            self._client, sock=bound(self._path, self._group), limit=control.LONGEST_LINE
+            self._client, sock=listening, limit=control.LONGEST_LINE
         )
         try:
             async with server:

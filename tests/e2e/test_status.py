@@ -230,6 +230,47 @@ def test_sync_waits_for_what_became_of_a_change(balancer: Balancer) -> None:
     assert condition(status, "Ready")["status"] == "True", "what is applied goes on"
 
 
+def test_a_suspension_is_loud_until_it_ends(balancer: Balancer) -> None:
+    generation = balancer.status()["applied"]["generation"]
+    control.ask(
+        balancer.run_dir / control.SOCKET,
+        "suspend",
+        {"seconds": 600, "reason": "router is replaced"},
+    )
+    balancer.config.write_text(CONFIG.replace("8080}", "8080, weight: 50}", 1))
+    balancer.command("sync")
+    status = valid(balancer.status())
+    assert status["applied"]["generation"] == generation, "the source is not followed"
+    assert [(one["reason"], one["by"]) for one in status["suspends"]] == [
+        ("router is replaced", "root")
+    ]
+    assert condition(status, "Suspended")["status"] == "True"
+    assert metrics(balancer)["evenkeel_suspended"] == 1
+    assert "router is replaced" in balancer.command("status").stdout
+    control.ask(balancer.run_dir / control.SOCKET, "resume")
+    balancer.command("sync")
+    assert balancer.status()["applied"]["generation"] == generation + 1
+
+
+def test_where_nothing_is_loaded_status_says_so(balancer: Balancer) -> None:
+    elsewhere = subprocess.run(
+        (sys.executable, "-m", "reconciler", "status", "--instance", f"{balancer.name}x"),
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert elsewhere.returncode == 1
+    assert "nothing is loaded" in elsewhere.stderr
+
+
+def test_a_daemon_that_stops_lets_waiting_clients_go(balancer: Balancer) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(balancer.run_dir / control.SOCKET))
+        connection.settimeout(20)
+        balancer.stop()
+        assert connection.recv(100) == b""
+    assert "Traceback" not in balancer.log
+    assert "never retrieved" not in balancer.log
+
+
 def test_the_socket_is_its_owners_and_its_groups(balancer: Balancer) -> None:
     found = (balancer.run_dir / control.SOCKET).stat()
     assert stat.S_ISSOCK(found.st_mode)
