@@ -121,10 +121,13 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     validate.set_defaults(run=validate_files)
     schema = add("schema", help="print the schema of a file", allow_abbrev=False)
     schema.add_argument(
-        "name", nargs="?", default="config", choices=("config", "node", "targets", "status")
+        "name",
+        nargs="?",
+        default="config",
+        choices=("config", "node", "targets", "status", "history"),
     )
     schema.set_defaults(run=print_schema)
-    teardown = add("teardown", help="detach and remove an instance, flows included")
+    teardown = add("teardown", help="detach and remove an instance, flows and history included")
     teardown.add_argument("--instance", default="default", metavar="NAME")
     teardown.add_argument("--run-dir", type=Path, metavar="DIR")
     sources.add_state_dir(teardown)
@@ -357,6 +360,7 @@ def tear_down(options: argparse.Namespace) -> int:
             print(f"reconciler: {error}", file=sys.stderr)
         for name in ("targets.json", "applied.yaml", COUNTERS, CONDITIONS):
             (place.run_dir / name).unlink(missing_ok=True)
+        sources.forget(place.state_dir)
     return DONE
 
 

@@ -120,9 +120,11 @@ class History:
         return self.folder / f"{found.stem}.yaml"
 
     def _read(self) -> Iterator[Generation]:
-        if not self.folder.is_dir():
+        try:
+            found = list(self.folder.glob("*.json"))
+        except PermissionError:  # a dry run without privilege: it has no history to go by
             return
-        for path in self.folder.glob("*.json"):
+        for path in found:
             try:
                 said = json.loads(path.read_text())
                 said.pop("format_version")

@@ -2,8 +2,10 @@
 
 import argparse
 import os
+import shutil
 from pathlib import Path
 
+from reconciler import suspension
 from reconciler.acceptance import Rules
 from reconciler.git import Access
 from reconciler.gitsource import EVERY, GitSource, Place, Terms
@@ -91,6 +93,14 @@ def source_of(options: argparse.Namespace, state_dir: Path) -> FileSource | GitS
         every=options.every or EVERY,
     )
     return GitSource(_place(options), state_dir / "git", terms)
+
+
+def forget(state_dir: Path) -> None:
+    """A new instance starts from its source, and from nothing that was before."""
+    suspension.clear(state_dir)
+    for folder in ("history", "git"):
+        shutil.rmtree(state_dir / folder, ignore_errors=True)
+    (state_dir / "git.config").unlink(missing_ok=True)
 
 
 def rules_of(options: argparse.Namespace) -> Rules:

@@ -1,12 +1,15 @@
 """The last good configuration through everything a source, a disk and an operator do."""
 
 import json
+import time
 from pathlib import Path
 
+import jsonschema
 import pytest
 
-from reconciler import suspension
+from reconciler import sources, suspension
 from reconciler.acceptance import Rules
+from reconciler.cli import main
 from reconciler.commands import rollback
 from reconciler.follow import SLOW, Follower
 from reconciler.history import KEPT, Generation, History, Result, generation
@@ -269,6 +272,44 @@ def test_going_back_twice_goes_back_two_steps(node: Node) -> None:
         rollback.choose(kept.generations(), paused, 9)
 
 
+def test_what_history_prints_has_the_published_shape(
+    node: Node, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node.apply(content(1, "a" * 40))
+    node.suspend(node.follower.history.find(1), seconds=time.time())
+    assert main(["history", "--output", "json", "--state-dir", str(node.state)]) == 0
+    document = json.loads(capsys.readouterr().out)
+    schema = json.loads(Path("schemas/history.schema.json").read_text())
+    jsonschema.validate(document, schema)
+    assert document["generations"][0]["commit"] == "a" * 40
+    assert document["suspension"]["generation"] == 1
+    assert main(["history", "--state-dir", str(node.state)]) == 0
+    assert "suspended: incident (by ada); generation 1 instead" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("time", ["0s", "31d", "soon", ""])
+def test_a_suspension_has_an_end_and_a_reason(time: str, tmp_path: Path) -> None:
+    for words in (("--for", time, "--reason", "why"), ("--reason", " ")):
+        with pytest.raises(SystemExit) as caught:
+            main(["suspend", *words, "--state-dir", str(tmp_path)])
+        assert caught.value.code == 64
+    assert not suspension.path_in(tmp_path).exists()
+
+
+def test_suspend_and_resume_from_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = ("--state-dir", str(tmp_path))
+    assert main(["suspend", "--reason", "incident  4711", *place]) == 0
+    found = suspension.read(tmp_path)
+    assert found is not None
+    assert (found.reason, found.until - found.since) == ("incident 4711", DEFAULT)
+    assert main(["resume", *place]) == 0
+    assert "it was suspended: incident 4711" in capsys.readouterr().out
+    assert main(["resume", *place]) == 0
+    assert "nothing was suspended" in capsys.readouterr().err
+
+
 # ---- on disk
 
 
@@ -308,6 +349,15 @@ def test_a_disk_that_is_full_does_not_stop_the_reconciler(
     assert node.offer(content(1))
     node.follower.applied(1, Result.APPLIED)
     assert "is not kept" in caplog.text
+
+
+def test_what_is_torn_down_is_not_taken_up_again(node: Node) -> None:
+    node.apply(content(1))
+    node.suspend()
+    sources.forget(node.state)
+    node.restart()
+    assert not node.offer(MISSING)
+    assert node.offer(revision("lb.yaml", b"a: 2\n"))  # nor does its end marker count
 
 
 def test_times_are_said_as_people_say_them() -> None:
