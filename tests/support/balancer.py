@@ -49,7 +49,9 @@ class Done(NamedTuple):
 
 
 class Balancer(contextlib.ExitStack):
-    """Two backends, a client, and a daemon between them; all of it gone afterwards."""
+    """Some backends, a client, and a daemon between them; all of it gone afterwards."""
+
+    backends = 2
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -60,7 +62,7 @@ class Balancer(contextlib.ExitStack):
         return self
 
     def _build(self) -> None:
-        self.lab = self.enter_context(Lab(2))
+        self.lab = self.enter_context(Lab(self.backends))
         self.name = self.lab.prefix
         self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
         self.run_dir, self.state_dir = self.folder / "run", self.folder / "state"

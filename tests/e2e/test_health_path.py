@@ -1,0 +1,208 @@
+"""Health end to end: a backend dies under load, and comes back; all die; the checker dies."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from bpf import kernel
+from bpf.abi import HealthState
+from tests.support.balancer import BACKEND_PORT, PORT, Balancer
+from tests.support.lab import ROOT, SERVICE
+from tests.support.traffic import Connection
+from tests.support.wait import until
+
+CONFIG = """\
+apiVersion: evenkeel/v1
+checks:
+  alive: {type: http, path: /, every: 1s, timeout: 500ms, rise: 2, fall: 2, fast: 200ms, slow-start: 3s}
+pools:
+  web:
+    check: alive
+    backends:
+%s
+  sorry:
+    check: alive
+    backends: {b6: {address: 10.1.2.106, port: 8080}}
+services:
+  www:
+    addresses: [192.0.2.10]
+    ports: [80/tcp]
+    pools: [web, sorry]
+    forward: nat
+    down-flows: keep
+"""
+WEB = [f"b{n}" for n in range(1, 6)]
+DETECTED = 1.5  # seconds
+
+
+class Checked(Balancer):
+    backends = 6
+
+    def _build(self) -> None:
+        super()._build()
+        lines = (f"      {name}: {{address: 10.1.2.10{name[1]}, port: 8080}}" for name in WEB)
+        self.config.write_text(CONFIG % "\n".join(lines))
+        self.check: subprocess.Popen[bytes] | None = None
+        self.callback(self.end_check)
+
+    def start_check(self) -> None:
+        command = (sys.executable, "-m", "healthcheck", "--instance", self.name)
+        log = self.enter_context((self.folder / "checker.log").open("ab"))
+        self.check = subprocess.Popen(
+            self.lab.balancer.inside(*command, "--run-dir", str(self.run_dir)),
+            cwd=ROOT, stdout=log, stderr=log,
+        )  # fmt: skip
+
+    def end_check(self, how: signal.Signals = signal.SIGTERM) -> None:
+        if self.check is not None:
+            self.check.send_signal(how)
+            self.check.wait(15)
+            self.check = None
+
+    def report(self) -> dict[str, dict[str, Any]]:
+        """health.json, by the names of backends."""
+        try:
+            content = json.loads((self.run_dir / "health.json").read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        return {one["name"].partition("/")[2]: one for one in content["backends"]}
+
+    def states(self) -> dict[str, str]:
+        return {name: one["state"] for name, one in self.report().items()}
+
+    def entry(self, name: str) -> tuple[HealthState, int]:
+        """What the map says of a backend, ramp included."""
+        with kernel.Instance.open(self.name, read_only=True) as instance:
+            number = self.report()[name]["id"]
+            entry = next(one for _, one in instance.maps.health.items() if one.id == number)
+            return HealthState(entry.state), entry.ramp
+
+    def all_up(self) -> None:
+        until(lambda: set(self.states().values()) == {"up"}, 30, what="all six up")
+        until(lambda: self.entry("b1")[1] == self.entry("b5")[1] == 255, 30, what="whole shares")
+
+    def node(self, name: str) -> Any:  # type: ignore[override]
+        return self.lab.backends[int(name[1]) - 1]
+
+    def who(self) -> str:
+        with Connection(self.lab.client, SERVICE[4], PORT) as connection:
+            return connection.get().backend
+
+
+class Callers:
+    """New connections, one after the other, each with the time it began and who answered."""
+
+    def __init__(self, balancer: Checked) -> None:
+        self._balancer = balancer
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._call)
+        self.calls: list[tuple[float, str]] = []
+
+    def __enter__(self) -> "Callers":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def since(self, began: float) -> list[str]:
+        return [who for at, who in list(self.calls) if at >= began]
+
+    def _call(self) -> None:
+        while not self._stop.is_set():
+            at = time.monotonic()
+            try:
+                self.calls.append((at, self._balancer.who()))
+            except OSError:
+                self.calls.append((at, "nobody"))
+
+
+@pytest.fixture(scope="module")
+def balancer() -> Iterator[Checked]:
+    with Checked() as made:
+        made.start()
+        made.start_check()
+        yield made
+
+
+def test_one_of_five_dies_under_load_and_comes_back_slowly(balancer: Checked) -> None:
+    balancer.all_up()
+    with contextlib.ExitStack() as stack, Callers(balancer) as callers:
+        flows = [
+            stack.enter_context(Connection(balancer.lab.client, SERVICE[4], PORT))
+            for _ in range(30)
+        ]
+        where = [flow.get().backend for flow in flows]
+        assert "b3" in where
+
+        balancer.lab.kill_server(balancer.lab.backends[2])
+        died = time.monotonic()
+        until(lambda: callers.since(died + DETECTED + 1.0), 20, what="traffic after the detection")
+        late = callers.since(died + DETECTED)
+        assert set(late) <= {"b1", "b2", "b4", "b5"}
+        stayed = [(flow, who) for flow, who in zip(flows, where, strict=True) if who != "b3"]
+        assert [flow.get().backend for flow, _ in stayed] == [who for _, who in stayed]
+        until(lambda: balancer.states().get("b3") == "down", what="health.json says so")
+        assert balancer.report()["b3"]["last"]["reason"] == "refused"
+
+        balancer.lab.serve(balancer.lab.backends[2], BACKEND_PORT)
+        ramps = []
+        until(
+            lambda: ramps.append(balancer.entry("b3")) or ramps[-1] == (HealthState.UP, 255),
+            20,
+            what="its whole share",
+        )
+        rising = [ramp for state, ramp in ramps if state is HealthState.UP]
+        assert rising == sorted(rising)
+        assert len(set(rising)) > 3
+        back = time.monotonic()
+        until(lambda: "b3" in callers.since(back), 20, what="traffic to it again")
+        assert [flow.get().backend for flow, _ in stayed] == [who for _, who in stayed]
+
+
+def test_the_checker_is_killed_and_nothing_changes(balancer: Checked) -> None:
+    balancer.all_up()
+    before = {name: balancer.entry(name) for name in balancer.report()}
+    balancer.end_check(signal.SIGKILL)
+    assert balancer.who() in WEB
+    assert {name: balancer.entry(name) for name in before} == before
+
+    def stale() -> bool:
+        conditions = balancer.status()["conditions"]
+        return any(one["reason"] == "StaleReport" for one in conditions)
+
+    assert not stale()
+    until(stale, 30, what="a condition that says that verdicts are old")
+    balancer.start_check()
+    until(
+        lambda: all(one["counters"]["passed"] >= 2 for one in balancer.report().values()),
+        20,
+        what="two rounds of the new checker",
+    )
+    assert [one["counters"]["flips"] for one in balancer.report().values()] == [0] * 6
+    assert {name: balancer.entry(name) for name in before} == before
+
+
+def test_all_die_and_the_next_pool_serves_then_the_first_whole(balancer: Checked) -> None:
+    balancer.all_up()
+    for backend in balancer.lab.backends[:5]:
+        balancer.lab.kill_server(backend)
+    until(lambda: [balancer.states()[name] for name in WEB] == ["down"] * 5, 20, what="all down")
+    until(lambda: balancer.who() == "b6", what="the next pool")
+    assert {balancer.who() for _ in range(10)} == {"b6"}
+
+    balancer.lab.kill_server(balancer.lab.backends[5])
+    until(lambda: balancer.states()["b6"] == "down", 20, what="the last one down")
+    for backend in balancer.lab.backends[:5]:  # alive again, and not known to be yet
+        balancer.end_check(signal.SIGKILL)
+        balancer.lab.serve(backend, BACKEND_PORT)
+    assert {balancer.who() for _ in range(20)} <= set(WEB)

@@ -1,0 +1,169 @@
+"""Ten thousand targets, hours of time, and a machine that runs out of something: no wrong flip."""
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from healthcheck import probes
+from healthcheck.checker import Engine, Watch
+from healthcheck.exchange import Result
+from healthcheck.health import State
+from healthcheck.schedule import Beat, seed
+from tests.support.health import (
+    FAIL,
+    PASS,
+    Clock,
+    a_fleet,
+    backend,
+    check,
+    pass_until,
+)
+
+MANY = 10_000
+HOUR = 3600.0
+UP, DOWN = State.UP, State.DOWN
+ONE, TWO = check(fall=1), check(rise=2, fall=2)
+
+
+def test_an_hour_of_the_engine_takes_less_than_a_second() -> None:
+    clock, heard = Clock(), Counter[int]()
+
+    def report(watch: Watch, result: Result, latency: float) -> None:
+        heard[id(watch)] += 1
+
+    engine = Engine(report, clock=clock)
+    for number in range(8):
+        engine.watch(lambda: PASS, Beat(seed(f"target {number}"), 2.0), 1.0)
+    began = time.process_time()
+    pass_until(engine, clock, clock.now + HOUR)
+    assert time.process_time() - began < 1
+    engine.close()
+    assert {abs(times - 1800) <= 2 for times in heard.values()} == {True}
+
+
+def test_ten_thousand_fail_together_and_are_in_the_map_in_one_write() -> None:
+    entries = [
+        backend(n, address=f"10.0.{n // 250}.{n % 250}", check=ONE) for n in range(1, MANY + 1)
+    ]
+    with a_fleet(*entries, states=dict.fromkeys(range(1, MANY + 1), UP)) as (fleet, health_map):
+        began = time.process_time()
+        for watch in fleet.watches():
+            fleet.learn(watch, FAIL, 0.001)
+        fleet.settle()
+        spent = time.process_time() - began
+        assert health_map.batches == [dict.fromkeys(range(1, MANY + 1), DOWN)]
+        assert spent < 1  # a tenth of it on a quiet machine
+
+
+def test_ten_thousand_that_flap_flip_when_they_should_and_never_else() -> None:
+    entries = [
+        backend(n, address=f"10.0.{n // 250}.{n % 250}", check=TWO) for n in range(1, MANY + 1)
+    ]
+    with a_fleet(*entries, states=dict.fromkeys(range(1, MANY + 1), UP)) as (fleet, health_map):
+        watches = fleet.watches()
+        for result in (FAIL, PASS, FAIL, PASS, FAIL):
+            for watch in watches:
+                fleet.learn(watch, result, 0.001)
+            fleet.settle()
+        assert health_map.batches == []
+        for watch in watches[::2]:
+            fleet.learn(watch, FAIL, 0.001)
+        fleet.settle()
+        assert sum(state is DOWN for state in health_map.states.values()) == MANY / 2
+
+
+def test_a_clock_that_jumps_moves_nothing() -> None:
+    """Times for people come from the wall clock, everything else from one that does not jump."""
+    wall = Clock(1.7e9)
+    with a_fleet(backend(1, check=TWO), states={1: UP}, now=wall) as (fleet, health_map):
+        watch = fleet.watches()[0]
+        due = watch.due
+        for jump in (-1e8, 2e8, -1e9):
+            wall.now += jump
+            fleet.hear(PASS)
+            fleet.look()
+        assert watch.due == due
+        assert health_map.batches == []
+
+
+def test_a_minute_without_the_process_flips_nobody() -> None:
+    """As SIGSTOP does it."""
+    clock, heard = Clock(), list[Result]()
+
+    def report(watch: Watch, result: Result, latency: float) -> None:
+        heard.append(result)
+
+    engine = Engine(report, clock=clock)
+    for number in range(200):
+        engine.watch(lambda: PASS, Beat(seed(f"target {number}"), 1.0), 0.5)
+    pass_until(engine, clock, clock.now + 3)
+    before = len(heard)
+    clock.now += 60
+    engine.wake()
+    pass_until(engine, clock, clock.now + 1)
+    engine.close()
+    assert len(heard) - before < 450  # no catching up
+    assert set(heard) == {PASS}
+
+
+# ---- when this machine runs out of something
+
+
+@pytest.mark.parametrize(
+    "error", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL]
+)
+def test_what_we_lack_for_an_hour_flips_nobody_and_is_a_condition(
+    error: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(probes, "Socket", none)
+    with a_fleet(backend(1, check=TWO), backend(2, 81), states={1: UP, 2: DOWN}) as (
+        fleet,
+        verdicts,
+    ):
+        clock = Clock(fleet.engine.clock())
+        fleet.engine.clock = clock
+        pass_until(fleet.engine, clock, clock.now + 60)
+        assert verdicts.batches == []
+        fleet.publish()
+        said = {one.type: one.message for one in fleet.conditions.all()}
+        assert said["own-trouble"].startswith("2 of 2 backends could not be probed: ")
+
+
+EXHAUSTED = """
+import socket, subprocess, sys
+from pathlib import Path
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("40000 40031")
+from healthcheck.stock import Stock
+from tests.support.health import LOOPBACK, probe, subject
+with socket.create_server((LOOPBACK, 8080)) as server:
+    where = subject(8080)
+    print(probe(where).outcome.name)
+    held = []
+    while True:
+        one = socket.socket()
+        try:
+            one.connect((LOOPBACK, 8080))
+        except OSError:
+            break
+        held.append(one)
+    result = probe(where)
+    print(result.outcome.name, result.reason, len(held))
+"""
+
+
+def test_no_port_left_is_not_the_backends_fault() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: a network namespace")
+    run = ["unshare", "--net", sys.executable, "-c", EXHAUSTED]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=Path.cwd())
+    assert done.stdout.splitlines() == ["PASS", "NEUTRAL own-trouble 32"], done.stderr
