@@ -215,9 +215,10 @@ class GitSource:
         except SourceError as error:
             self._failures += 1
             return error
-        except GitError as error:
+        except Exception as error:  # noqa: BLE001 -- a thread that ends would follow nothing, silently
             self._failures += 1
-            return SourceError(f"{self.place}: {error}", "FetchFailed")
+            what = error if isinstance(error, GitError) else repr(error)
+            return SourceError(f"{self.place}: {what}", "FetchFailed")
         self._failures = 0
         return offered
 

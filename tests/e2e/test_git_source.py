@@ -289,6 +289,23 @@ def test_the_thread_finds_commits_and_says_when_the_remote_is_gone(upstream: Rep
         follower.close()
 
 
+def test_a_mistake_of_ours_does_not_end_the_following(
+    upstream: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: GitSource) -> Candidate:
+        raise ValueError("a mistake")
+
+    follower = source(upstream, Terms(every=3600))
+    with monkeypatch.context() as patch:
+        patch.setattr(GitSource, "fetch", broken)
+        follower.start(Poke())
+        with pytest.raises(SourceError, match="a mistake"):
+            until(follower.look)
+    follower.hurry()
+    assert until(follower.look).revision.text == OLD
+    follower.close()
+
+
 def test_pauses_grow_with_failures_up_to_a_limit(tmp_path: Path) -> None:
     follower = GitSource(
         Place(str(tmp_path / "none"), "lb.yaml"), tmp_path / "git", Terms(every=30)
