@@ -188,6 +188,20 @@ def test_an_override_that_is_over_is_let_go_without_anybody_asking(balancer: Bal
     assert balancer.answering() == BOTH
 
 
+def test_without_a_daemon_an_override_waits_for_the_next_pass(balancer: Balancer) -> None:
+    balancer.stop()
+    done = balancer.command("override", "web/web1", "down", "--for", "1h", "--reason", "x")
+    assert (done.returncode, "the next pass applies it" in done.stdout) == (0, True), done.stderr
+    assert balancer.answering() == BOTH
+    balancer.start()
+    assert balancer.answering() == {"web2"}
+    balancer.stop()
+    assert balancer.command("override", "--clear", "all").returncode == 0
+    assert balancer.command("override").stdout == ""
+    balancer.start()
+    assert balancer.answering() == BOTH
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -342,6 +356,10 @@ def test_health_is_shown_with_its_reason(balancer: Balancer) -> None:
         assert status["pools"][0]["usable"] == 1
         assert condition(status, "HealthFresh")["status"] == "True"
         assert "refused since" in balancer.command("status").stdout
+        balancer.command("override", "web/web1", "up", "--for", "5m", "--reason", "check is wrong")
+        assert backends(balancer.status())["web1"]["usable"], "what an operator says wins"
+        balancer.command("override", "--clear", "web/web1")
+        assert not backends(balancer.status())["web1"]["usable"]
         balancer.lab.serve(web1, 8080)
         until(lambda: health()[0] == "up", 20, what="web1 to be up again")
 
