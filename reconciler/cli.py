@@ -15,7 +15,7 @@ from reconciler import config as configuration
 from reconciler import node as nodes
 from reconciler import report, shape, sources
 from reconciler.board import Board
-from reconciler.commands import history, override, rollback, status, suspend, sync
+from reconciler.commands import doctor, history, override, rollback, status, suspend, sync
 from reconciler.control import SOCKET, NotRunning, Refused, Requests
 from reconciler.counting import NAME as COUNTERS
 from reconciler.dataplane import State
@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.set_defaults(run=run)
     commands = arguments.add_subparsers(title="commands", metavar="")
     _add_commands(commands.add_parser)
-    for command in (history, override, rollback, status, suspend, sync):
+    for command in (doctor, history, override, rollback, status, suspend, sync):
         command.add(commands)
     return arguments
 
