@@ -142,6 +142,7 @@ class Reconciler:
 
     def reconcile(self, accepted: Accepted, *, wait: float = 0, stale_hops: bool = False) -> View:
         """One pass: look, write what differs, read again, and let others know."""
+        self.drift = ()
         actual = self.dataplane.read()
         settings = actual.settings.get(0)
         epoch = (settings.hop_epoch if settings else 0) + stale_hops
@@ -329,6 +330,7 @@ class Daemon:
             view = self._reconciler.reconcile(
                 accepted, wait=0 if self._seen else PATIENCE, stale_hops=self._rerouted(seen)
             )
+            self._desk.observer.saw(accepted.config, view)
             unattached = self._reconciler.unattached
             self._seen, self._due = seen, now + (TICK if unattached else VERIFY)
             if unattached:

@@ -83,9 +83,12 @@ class Observer:
         self._state, self._config = state, config
         self._roster = Roster.recovered(config, state) if config else Roster()
 
-    def passed(self, config: Config, view: View, seconds: float) -> None:
-        """The maps are what the view holds."""
+    def saw(self, config: Config, view: View) -> None:
+        """What the view holds is in the maps, whatever else that pass came to."""
         self._config, self._state, self._roster = config, view.held, Roster.of(view.desired)
+
+    def passed(self, config: Config, view: View, seconds: float) -> None:
+        self.saw(config, view)
         self._refused = tuple(str(finding) for finding in view.findings if finding.refused)
         self._converged, self._apply = True, None
         self._writes += len(view.ops)
