@@ -164,6 +164,8 @@ class Engine:
             self._given_back += late
         self._end_overdue(now)
         self._start_due(now)
+        # What has answered already, and sockets that went to rest, would else wake us again at once.
+        self._drain(self.clock(), forgiving=stalled)
         self._settled()
         self._woken = now
         self._arm()

@@ -50,12 +50,13 @@ class Endpoint:
 
 def endpoint(address: str, port: int, origin: Origin = ANY) -> Endpoint:
     parsed = ip_address(address)
+    plain_text = address if address == str(parsed) else str(parsed)  # one string for both
     risky = port >= lowest_own_port()
     plain = origin == ANY
     if isinstance(parsed, IPv6Address):
-        where = (str(parsed), port, 0, _scope(origin.interface))
+        where = (plain_text, port, 0, _scope(origin.interface))
         return Endpoint(socket.AF_INET6, where, risky, origin, plain)
-    return Endpoint(socket.AF_INET, (str(parsed), port), risky, origin, plain)
+    return Endpoint(socket.AF_INET, (plain_text, port), risky, origin, plain)
 
 
 def _scope(interface: str) -> int:

@@ -44,6 +44,7 @@ class Member:
     latency: float = 0.0  # ... what it took, in seconds, ...
     at: float = 0.0  # ... and when it was, since the epoch
     counters: Counters = field(default_factory=Counters)
+    place: int = 0  # in the report
     ramp: int = FULL
     returned: float = 0.0  # while the ramp is below its end: when it began, on the engine's clock
 

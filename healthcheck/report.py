@@ -37,7 +37,6 @@ class Report:
     def __init__(self, instance: str) -> None:
         self._instance = instance
         self._members: Sequence[Member] = ()
-        self._place: dict[int, int] = {}
         self._parts: list[bytes] = []
         self._stale: deque[Member] = deque()
         self._urgent: deque[Member] = deque()
@@ -45,7 +44,8 @@ class Report:
     def follow(self, members: Sequence[Member]) -> None:
         """Other members than before: all parts are stale."""
         self._members = members
-        self._place = {id(member): number for number, member in enumerate(members)}
+        for number, member in enumerate(members):
+            member.place = number
         self._parts = [b""] * len(members)
         self._stale = deque(members)
         self._urgent.clear()
@@ -71,9 +71,7 @@ class Report:
     def _renew(self, members: deque[Member], limit: int) -> None:
         for _ in range(min(limit, len(members))):
             member = members.popleft()
-            number = self._place.get(id(member))
-            if number is not None:
-                self._parts[number] = _encoded(_backend(member))
+            self._parts[member.place] = _encoded(_backend(member))
 
     def text(self, conditions: Sequence[Condition], tally: Tally, now: float) -> bytes:
         """The parts as they are; those never made are made now."""
