@@ -413,6 +413,27 @@ def test_a_backend_that_was_away_counts_on_where_it_was(balancer: Balancer) -> N
     assert before <= after <= before + 1, "neither forgotten nor taken over from another"
 
 
+def test_while_an_interface_is_missing_the_status_says_which_and_who_is_served(
+    balancer: Balancer,
+) -> None:
+    balancer.stop()
+    plain = balancer.node.read_text()
+    balancer.node.write_text(plain.replace("lan: {mode: native}", "lan: {}, gone0: {}"))
+    try:
+        balancer.start(ready=False)
+        until(
+            lambda: not condition(balancer.status(), "DataplaneHealthy")["well"], what="the finding"
+        )
+        status = valid(balancer.status())
+        assert "gone0" in condition(status, "DataplaneHealthy")["message"]
+        assert balancer.http("/readyz", check=False)[0] == 503
+        assert set(backends(status)) == BOTH
+        assert balancer.answering() == BOTH
+    finally:
+        balancer.stop()
+        balancer.node.write_text(plain)
+
+
 def test_ready_only_after_the_first_pass(running: Balancer) -> None:
     running.stop()
     Instance.open(running.name).teardown()
