@@ -15,6 +15,7 @@ OLDEST = (6, 1)
 CGROUP_MEMORY = (5, 11)  # from here on maps are not counted by memlock
 STRICT = 1  # rp_filter
 VETH = "veth"
+ETHERNET = 1500  # what clients send when nothing says otherwise
 NO_XMIT = ("bridge", "vlan", "macvlan", "ipvlan", "vrf", "vxlan", "dummy", "ifb")
 OVERHEAD = {Forward.IPIP: {4: 20, 6: 40}, Forward.GUE: {4: 28, 6: 48}}
 
@@ -218,7 +219,7 @@ def _attachment(device: Device, facts: Facts) -> Iterator[Finding]:
             "detached",
             name,
             "is named in node.yaml, and our program is not attached there",
-            "systemctl start evenkeel-reconciler   (or reconciler --once)",
+            "reconciler --once   (or start the service that runs the reconciler)",
         )
     if device.mode == "generic" and device.wanted != "generic":
         driver = "" if device.native else f": the driver {device.driver} has no XDP"
@@ -388,7 +389,8 @@ def _way_out(reach: Reach, named: Iterable[str], services: Iterable[Service]) ->
 def _room(reach: Reach, facts: Facts, services: Iterable[Service]) -> Iterator[Finding]:
     family = reach.address.version
     overhead = max((OVERHEAD.get(s.forward, {}).get(family, 0) for s in services), default=0)
-    largest = max((device.mtu for device in facts.devices if device.present), default=0)
+    others = (d.mtu for d in facts.devices if d.present and d.name != reach.out)
+    largest = max(others, default=ETHERNET)
     if overhead and reach.mtu < largest + overhead:
         yield warning(
             "mtu",
