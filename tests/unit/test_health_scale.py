@@ -167,3 +167,25 @@ def test_no_port_left_is_not_the_backends_fault() -> None:
     run = ["unshare", "--net", sys.executable, "-c", EXHAUSTED]
     done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=Path.cwd())
     assert done.stdout.splitlines() == ["PASS", "NEUTRAL own-trouble 32"], done.stderr
+
+
+LINK_LOCAL = """
+import socket, subprocess
+for command in ("link add ek0 type veth peer name ek1", "addr add fe80::7/64 dev ek0 nodad", "link set ek0 up",
+                "link set ek1 up", "link set lo up"):
+    subprocess.run(["ip", *command.split()], check=True)
+from tests.support.health import probe, subject
+with socket.socket(socket.AF_INET6) as server:
+    server.bind(("::", 8080))
+    server.listen()
+    print(probe(subject(8080, "fe80::7", interface="ek0", fwmark=7)).outcome.name)
+    print(probe(subject(8080, "fe80::7")).outcome.name)
+"""
+
+
+def test_a_link_local_address_needs_its_interface() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: a network namespace")
+    run = ["unshare", "--net", sys.executable, "-c", LINK_LOCAL]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=Path.cwd())
+    assert done.stdout.splitlines() == ["PASS", "NEUTRAL"], done.stderr
