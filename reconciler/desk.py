@@ -18,6 +18,9 @@ from reconciler.orders import Orders
 from reconciler.overrides import Overrides
 from reconciler.status import build_conditions
 
+TICK = 1.0  # seconds: how long a change may go unnoticed when no event told of it
+POLL = 0.05  # the same while somebody waits
+
 
 class Desk:
     def __init__(
@@ -26,6 +29,11 @@ class Desk:
         self._board, self._requests = board, requests
         self._orders, self.observer = orders, observer
         self._pending: list[tuple[Request, Document]] = []
+
+    @property
+    def pace(self) -> float:
+        """Seconds until the next turn, however quiet it is."""
+        return POLL if self._pending else TICK
 
     def take(self) -> bool:
         """Carry out what was ordered meanwhile; whether a pass is due for it."""

@@ -294,11 +294,12 @@ class Daemon:
             while not self.stopping:
                 if self._desk.take():
                     self._due = 0.0
+                rested = self._rests()
                 self._follow_source(hint)
                 self._pass(neighbours)
                 self._sweep()
-                self._tell()
-                poke.wait(min(TICK, self._source.due()))
+                self._tell(at_rest=rested and self._rests())
+                poke.wait(min(self._desk.pace, self._source.due()))
         finally:
             hint.close()
             self._source.close()
@@ -346,8 +347,11 @@ class Daemon:
         drift = self._reconciler.drift
         self._desk.went(accepted.config, outcome, time.monotonic() - began, kept, drift)
 
-    def _tell(self) -> None:
-        at_rest = self._source.due() >= TICK
+    def _rests(self) -> bool:
+        """Asked before a look and after it: what comes in between is for the next one."""
+        return self._source.due() >= TICK
+
+    def _tell(self, *, at_rest: bool) -> None:
         self._desk.tell(self.follower.following, self._reconciler.overrides(), at_rest=at_rest)
 
     def _sweep(self) -> None:

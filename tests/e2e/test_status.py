@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -17,7 +18,7 @@ import pytest
 
 from bpf.kernel import Instance
 from reconciler import config as configuration
-from reconciler import control, node
+from reconciler import control, gitsource, node
 from reconciler.follow import Accepted
 from reconciler.loop import Place, Reconciler
 from reconciler.neigh import Neighbours
@@ -27,6 +28,7 @@ from reconciler.revision import revision
 from tests.support.balancer import CONFIG, Balancer
 from tests.support.exposition import samples
 from tests.support.lab import ROOT
+from tests.support.repository import Repository
 from tests.support.wait import until
 
 SCHEMA = json.loads((ROOT / "schemas/status.schema.json").read_text())
@@ -242,6 +244,26 @@ def test_sync_waits_for_what_became_of_a_change(balancer: Balancer) -> None:
     assert status["attempted"]["result"] == "rejected"
     assert status["attempted"]["digest"] != status["applied"]["digest"]
     assert condition(status, "Ready")["status"] == "True", "what is applied goes on"
+
+
+def test_sync_waits_for_the_fetch_that_it_asked_for(tmp_path: Path) -> None:
+    """A git source answers from another thread: until a fetch has followed, there may be more."""
+    upstream = Repository(tmp_path / "upstream")
+    upstream.commit("a: 1\n", "first")
+    place = gitsource.Place(upstream.url, "lb.yaml")
+    source = gitsource.GitSource(place, tmp_path / "git", gitsource.Terms(every=3600))
+    source.start(lambda: None)
+    try:
+        until(source.look, what="the first fetch")
+        upstream.commit("a: 2\n", "second")
+        source.hurry()
+        assert source.due() < 1
+        until(lambda: source.due() > 1, what="the fetch")
+        found = source.look()
+        assert found is not None
+        assert found.revision.text == "a: 2\n"
+    finally:
+        source.close()
 
 
 def test_a_suspension_is_loud_until_it_ends(balancer: Balancer) -> None:
