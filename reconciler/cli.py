@@ -1,56 +1,53 @@
 """The command line: reads arguments and files, prints, and says how it went by exit code."""
 
 import argparse
-import json
 import logging
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from bpf.kernel import Instance, KernelError, NotLoaded, Sizes
 from reconciler import config as configuration
-from reconciler import node as nodes
-from reconciler import report, shape, sources
+from reconciler import dry, shape, sources
 from reconciler.board import Board
-from reconciler.commands import doctor, history, override, rollback, status, suspend, sync
+from reconciler.commands import apply, doctor, history, override, rollback, status, suspend, sync
 from reconciler.control import SOCKET, NotRunning, Refused, Requests
 from reconciler.counting import NAME as COUNTERS
-from reconciler.dataplane import State
 from reconciler.desk import Desk
-from reconciler.follow import Accepted, Follower
+from reconciler.follow import Follower
 from reconciler.git import GitError
 from reconciler.ids import NoRoom
-from reconciler.look import Live, View, look
 from reconciler.loop import (
-    PATIENCE,
     Daemon,
     NotConverged,
     Place,
     Reconciler,
     applied,
-    keep,
-    meaning,
-    surroundings,
     writer,
 )
-from reconciler.maps import PinnedMaps
 from reconciler.model import Node
 from reconciler.neigh import Neighbours
 from reconciler.observer import NAME as CONDITIONS
 from reconciler.observer import Observer
 from reconciler.orders import Orders
-from reconciler.overrides import Unusable, in_force
-from reconciler.overriding import OverrideFile
+from reconciler.overrides import Unusable
 from reconciler.parts import node_problems
 from reconciler.problems import Rejected
 from reconciler.revision import SourceError
 from reconciler.source import Poke, Source
-
-DONE, FAILED, PENDING, REJECTED, REFUSED, USAGE = 0, 1, 2, 3, 4, 64
-RUN_DIR = Path("/run/evenkeel")
+from reconciler.start import (
+    DONE,
+    FAILED,
+    REJECTED,
+    USAGE,
+    add_place,
+    follower_of,
+    node_of,
+    once,
+    place_of,
+)
 
 EXAMPLES = """\
 examples:
@@ -60,13 +57,17 @@ examples:
         one pass over /etc/evenkeel/lb.yaml, then exit
   reconciler --dry-run --detailed-exitcode
         print what would change; write nothing, take no lock
+  reconciler --dry-run --against main/lb.yaml --config lb.yaml
+        the same between two files, for CI: no kernel, no privilege
+  reconciler --dry-run --out change.plan && reconciler apply --plan change.plan
+        just that, or nothing: refused when the file or the maps changed meanwhile
   reconciler validate lb.yaml
         say everything that is wrong with the file; needs no privilege
   reconciler schema > config.schema.json
         for editors that complete and explain
 
 exit codes: 0 done, or a plan was computed; 2 changes are pending (--detailed-exitcode); 1 runtime error;
-3 configuration rejected; 4 refused by a guardrail; 64 usage
+3 configuration rejected; 4 refused by a guardrail, or a stale plan; 64 usage
 """
 
 
@@ -86,7 +87,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    _common(arguments)
+    sources.add_source(arguments)
+    add_place(arguments)
     mode = arguments.add_mutually_exclusive_group()
     mode.add_argument("--once", action="store_true", help="one pass, then exit")
     mode.add_argument(
@@ -101,12 +103,21 @@ def parser() -> argparse.ArgumentParser:
         "--output", choices=("text", "json"), help="how --dry-run prints (default: text)"
     )
     arguments.add_argument(
+        "--against",
+        type=Path,
+        metavar="FILE",
+        help="--dry-run: what changes from that file to --config; needs no kernel and no privilege",
+    )
+    arguments.add_argument(
+        "--out", type=Path, metavar="PLAN", help="--dry-run: also save the plan, for `apply`"
+    )
+    arguments.add_argument(
         "--allow-removals", action="store_true", help="remove also what the guardrails would keep"
     )
     arguments.set_defaults(run=run)
     commands = arguments.add_subparsers(title="commands", metavar="")
     _add_commands(commands.add_parser)
-    for command in (doctor, history, override, rollback, status, suspend, sync):
+    for command in (apply, doctor, history, override, rollback, status, suspend, sync):
         command.add(commands)
     return arguments
 
@@ -124,7 +135,7 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "name",
         nargs="?",
         default="config",
-        choices=("config", "node", "targets", "status", "history"),
+        choices=("config", "node", "targets", "status", "plan", "history"),
     )
     schema.set_defaults(run=print_schema)
     teardown = add("teardown", help="detach and remove an instance, flows and history included")
@@ -134,36 +145,10 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     teardown.set_defaults(run=tear_down)
 
 
-def _common(arguments: argparse.ArgumentParser) -> None:
-    sources.add_source(arguments)
-    arguments.add_argument(
-        "--node",
-        type=Path,
-        default=Path("/etc/evenkeel/node.yaml"),
-        metavar="FILE",
-        help="what is this node's own (default: %(default)s)",
-    )
-    arguments.add_argument(
-        "--instance", default="default", metavar="NAME", help="which data plane (default: default)"
-    )
-    arguments.add_argument(
-        "--run-dir",
-        type=Path,
-        metavar="DIR",
-        help=f"where targets.json is published (default: {RUN_DIR}/NAME)",
-    )
-    sources.add_state_dir(arguments)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser()
     options = arguments.parse_args(argv)
-    dry = getattr(options, "dry_run", False)
-    if getattr(options, "detailed_exitcode", False) and not dry:
-        arguments.error("--detailed-exitcode goes with --dry-run")
-    if getattr(options, "output", None) and not dry and options.run is run:
-        arguments.error("--output goes with --dry-run: otherwise nothing is printed but the log")
-    if wrong := sources.problem(options):
+    if wrong := _dry_problem(options) or sources.problem(options):
         arguments.error(wrong)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     try:
@@ -187,11 +172,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def _dry_problem(options: argparse.Namespace) -> str:
+    """What is wrong with the options of a dry run; empty if nothing is."""
+    if options.run is not run:
+        return ""
+    given = (
+        name for name in ("detailed_exitcode", "output", "against", "out") if getattr(options, name)
+    )
+    if not options.dry_run and (first := next(given, "")):
+        return f"--{first.replace('_', '-')} goes with --dry-run"
+    if options.against and options.from_git:
+        return "--against compares with --config, not with --from-git"
+    if options.against and options.out:
+        return "--out saves a plan for live maps: --against has none"
+    return ""
+
+
 def run(options: argparse.Namespace) -> int:
-    node = _node(options.node)
-    place = _place(options)
     if options.dry_run:
-        return dry_run(options, node, place)
+        return dry.run(options)
+    node = node_of(options.node)
+    place = place_of(options)
     with writer(place), Neighbours() as neighbours:
         sizes = Sizes(**node.sizes)
         source = sources.source_of(options, place.state_dir)
@@ -206,21 +207,6 @@ def run(options: argparse.Namespace) -> int:
             if accepted is not None:
                 return once(reconciler, accepted, follower)
             return follow(reconciler, source, follower, node, place, neighbours)
-
-
-def follower_of(options: argparse.Namespace, source: Source, node: Node, place: Place) -> Follower:
-    rules = sources.rules_of(options)
-    return Follower(source, place.state_dir, lambda revision: meaning(revision, node), rules)
-
-
-def once(reconciler: Reconciler, accepted: Accepted, follower: Follower) -> int:
-    view = reconciler.reconcile(accepted, wait=PATIENCE)
-    keep(reconciler, follower, reconciler.unattached or view)
-    if reconciler.unattached:
-        raise reconciler.unattached
-    for finding in view.findings:
-        print(f"guardrail: {finding}", file=sys.stderr)
-    return REFUSED if view.refused else DONE
 
 
 def follow(
@@ -276,54 +262,8 @@ def desk_of(
     return Desk(board, requests, orders, observer)
 
 
-def dry_run(options: argparse.Namespace, node: Node, place: Place) -> int:
-    source = sources.source_of(options, place.state_dir)
-    accepted = follower_of(options, source, node, place).preview()
-    with Neighbours() as neighbours:
-        try:
-            with Instance.open(place.instance, read_only=True) as instance:
-                live = _live(instance, accepted, node, neighbours, place)
-                meta = instance.maps.meta.get(0)
-                view = look(accepted.config, node, live, allow_removals=options.allow_removals)
-        except NotLoaded:
-            live, meta = _nothing(accepted, node, neighbours), None
-            view = look(accepted.config, node, live, allow_removals=options.allow_removals)
-    read = (accepted.revision.path, accepted.revision.digest)
-    configs = (applied(place), accepted.config)
-    made = accepted.revision.made
-    plan = report.describe(view, live, read, configs, node.table_size, meta, made)
-    as_json = options.output == "json"
-    print(json.dumps(plan.document(), indent=1) if as_json else report.text(plan))
-    return _dry_exit(view) if options.detailed_exitcode else DONE
-
-
-def _dry_exit(view: View) -> int:
-    if view.refused:
-        return REFUSED
-    return PENDING if view.ops else DONE
-
-
-def _live(
-    instance: Instance, accepted: Accepted, node: Node, neighbours: Neighbours, place: Place
-) -> Live:
-    dataplane = PinnedMaps(instance)
-    actual = dataplane.read()
-    settings = actual.settings.get(0)
-    epoch = settings.hop_epoch if settings else 0
-    around = surroundings(neighbours, accepted.config, node, epoch, wait=None)
-    forced = in_force(OverrideFile(place.state_dir).read(), time.time())
-    return Live(actual, dataplane.health(), around, dataplane.room(), forced)
-
-
-def _nothing(accepted: Accepted, node: Node, neighbours: Neighbours) -> Live:
-    """Where nothing was ever loaded, a plan compares with nothing."""
-    sizes = Sizes(**node.sizes)
-    room = {name: getattr(sizes, name) for name in sizes.__dataclass_fields__}
-    return Live(State(), {}, surroundings(neighbours, accepted.config, node, 0, wait=None), room)
-
-
 def validate_files(options: argparse.Namespace) -> int:
-    node = _node(options.node) if options.node else None
+    node = node_of(options.node) if options.node else None
     files = [*options.files, *([options.config] if options.config else [])]
     if not files and not node:
         files = [Path("/etc/evenkeel/lb.yaml")]
@@ -352,7 +292,7 @@ def print_schema(options: argparse.Namespace) -> int:
 
 
 def tear_down(options: argparse.Namespace) -> int:
-    place = _place(options)
+    place = place_of(options)
     with writer(place):
         try:
             Instance.open(place.instance).teardown()
@@ -362,12 +302,3 @@ def tear_down(options: argparse.Namespace) -> int:
             (place.run_dir / name).unlink(missing_ok=True)
         sources.forget(place.state_dir)
     return DONE
-
-
-def _node(path: Path) -> Node:
-    return nodes.load(path.read_text(), str(path))
-
-
-def _place(options: argparse.Namespace) -> Place:
-    run_dir = options.run_dir or RUN_DIR / options.instance
-    return Place(options.instance, run_dir, options.state_dir)

@@ -1,24 +1,26 @@
-"""A plan in words: what changes for whom, why, and what it costs.
+"""A plan in words: what changes for whom, why, and what it costs. Pure.
 
 Describes a View; decides nothing and prints nothing. `describe` gives the
-versioned document that `--output json` prints, `text` the same for people.
+versioned document that `--output json` prints; report_text says it to people.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from bpf import abi
 from reconciler import ids, table
 from reconciler.dataplane import Op, Put, State, Where
+from reconciler.drift import differences
 from reconciler.encode import address_bytes
+from reconciler.guard import Finding
 from reconciler.look import Live, View
 from reconciler.model import NOWHERE, Config, Origin
 from reconciler.names import Names, address_of, frontend_text, key_text
 from reconciler.revision import NO_COMMIT, Commit
 
 FORMAT = "1.0"
-SIGNS = {"create": "+", "update": "~", "delete": "-", "restore": "!"}
+COUNTED = (Where.SERVICES, Where.POOLS, Where.BACKENDS, Where.FRONTENDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class Change:
     origin: Origin = NOWHERE
     parts: tuple["Change", ...] = ()
     impact: Mapping[str, int] = field(default_factory=dict)
+    note: str = ""  # what it means for clients
 
     def document(self) -> dict[str, Any]:
         return {
@@ -41,8 +44,21 @@ class Change:
             "detail": self.detail,
             "origin": {"file": self.origin.file, "line": self.origin.line},
             "impact": dict(self.impact),
+            "note": self.note,
             "changes": [part.document() for part in self.parts],
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """What a guardrail, or the maps' room, has to say."""
+
+    name: str
+    refused: bool
+    text: str
+
+    def document(self) -> dict[str, Any]:
+        return {"name": self.name, "refused": self.refused, "text": self.text}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +71,39 @@ class Plan:
     live_digest: str
     changes: tuple[Change, ...]
     drift: tuple[Change, ...]
-    guards: tuple[str, ...]
+    guards: tuple[Guard, ...]
     writes: Mapping[str, int]
     deletes: Mapping[str, int]
+    live_flows: int = 0  # of backends that change
     made: Commit = NO_COMMIT
+    against: str = ""  # the file that it was compared with, instead of the maps
+    plan_id: str = ""
+    bound: Mapping[str, Any] = field(default_factory=dict)  # to what, if it is to be saved
 
     def document(self) -> dict[str, Any]:
         return {
             "format_version": FORMAT,
+            "plan_id": self.plan_id,
             "source": {"path": self.source, "sha256": self.digest, **_commit(self.made)},
             "live": {"generation": self.generation, "sha256": self.live_digest},
+            "against": self.against,
             "changes": [change.document() for change in self.changes],
             "drift": [change.document() for change in self.drift],
-            "guards": list(self.guards),
+            "guards": [guard.document() for guard in self.guards],
+            "live_flows": self.live_flows,
             "map_writes": dict(self.writes),
             "map_deletes": dict(self.deletes),
+            "bound": dict(self.bound),
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """What is drift and what is change, when what was applied last is known."""
+
+    drift: tuple[Change, ...]
+    before: State  # as it was applied
+    after: State
 
 
 def describe(
@@ -81,23 +114,51 @@ def describe(
     size: int,
     meta: abi.Meta | None,
     made: Commit = NO_COMMIT,
+    *,
+    apart: Apart | None = None,
+    flows: Mapping[int, int] | None = None,
 ) -> Plan:
-    """`configs` are the applied one, as far as it is known, and the new one."""
-    names = Names.of(configs, size, live.actual, view.held)
-    same = meta is not None and bytes(meta.digest) == source[1]
-    changes = tuple(_changes(live.actual, view.held, names))
+    """`configs` are the applied one, as far as it is known, and the new one; `flows` by index."""
+    apart = apart or _told_apart(view, live.actual, meta, source[1])
+    names = Names.of(configs, size, apart.before, apart.after, live.actual)
+    changes = tuple(_changes(apart.before, apart.after, names, flows or {}))
     return Plan(
         source=source[0],
         digest=source[1].hex(),
         generation=meta.generation if meta is not None else 0,
         live_digest=bytes(meta.digest).hex() if meta is not None else "",
-        changes=() if same else changes,
-        drift=tuple(drift(view.ops, live.actual)) if same else (),
-        guards=tuple(str(finding) for finding in view.findings),
+        changes=changes,
+        drift=apart.drift,
+        guards=(*map(_guard, view.findings), *_room(view, live)),
         writes=_count(view.ops, removals=False),
         deletes=_count(view.ops, removals=True),
+        live_flows=sum(map(_live_flows, changes)),
         made=made,
     )
+
+
+def _told_apart(view: View, actual: State, meta: abi.Meta | None, digest: bytes) -> Apart:
+    """Where the file is what was applied, what differs is drift; else nobody knows."""
+    if meta is not None and bytes(meta.digest) == digest:
+        return Apart(tuple(drift(view.ops, actual)), view.held, view.held)
+    return Apart((), actual, view.held)
+
+
+def _guard(finding: Finding) -> Guard:
+    return Guard(finding.setting, finding.refused, str(finding))
+
+
+def _room(view: View, live: Live) -> Iterator[Guard]:
+    """How full the maps get, of those that change."""
+    for where in COUNTED:
+        before, after = len(live.actual[where]), len(view.held[where])
+        if before != after and where.value in live.room:
+            text = f"{where.value} {before} -> {after} of {live.room[where.value]}"
+            yield Guard("capacity", refused=False, text=text)
+
+
+def _live_flows(change: Change) -> int:
+    return change.impact.get("live_flows", 0) + sum(map(_live_flows, change.parts))
 
 
 def _commit(made: Commit) -> dict[str, str]:
@@ -118,48 +179,24 @@ def _count(ops: tuple[Op, ...], *, removals: bool) -> dict[str, int]:
     return counts
 
 
-# ---- drift: the file is what was applied, and yet the maps differ
+# ---- drift: what others did to the maps
 
 
-def drift(ops: tuple[Op, ...], actual: State) -> Iterator[Change]:
+def drift(ops: Iterable[Op], actual: State) -> Iterator[Change]:
     """Not what follows from health, neighbours, overrides and the node file: nobody meddled there."""
-    for op in ops:
-        before = actual[op.where].get(op.key)
-        if op.where in (Where.SETTINGS, Where.SPARES) or _expected(op, before):
-            continue
-        how = "missing" if before is None else "different"
-        how = how if isinstance(op, Put) else "not ours"
-        yield Change("restore", op.where.value, key_text(op.key), how)
-
-
-def _expected(op: Op, before: Any) -> bool:  # noqa: ANN401 -- an entry of any map
-    if not isinstance(op, Put) or before is None:
-        return False
-    if op.where is Where.SERVICES:
-        return _settled(op.value) == _settled(before)
-    return op.where is Where.BACKENDS and _unrouted(op.value) == _unrouted(before)
-
-
-def _settled(entry: abi.Service) -> abi.Service:
-    """A service whatever its pools' health."""
-    plain = abi.Service.from_bytes(bytes(entry))
-    plain.short_pools = 0
-    return plain
-
-
-def _unrouted(entry: abi.Backend) -> abi.Backend:
-    """A backend whatever its next hop, and whatever an operator forces."""
-    plain = abi.Backend.from_bytes(bytes(entry))
-    plain.flags &= ~int(abi.BackendFlag.FORCED_UP | abi.BackendFlag.FORCED_DOWN)
-    plain.ifindex = plain.mtu = 0
-    plain.dmac = plain.smac = (0,) * 6
-    return plain
+    for one in differences(ops, actual):
+        yield Change("restore", one.where.value, key_text(one.key), one.how)
 
 
 # ---- changes: services, their pools, and their backends
 
 
-def _changes(actual: State, held: State, names: Names) -> Iterator[Change]:
+PASSED = "packets for these addresses and ports will be passed to the kernel"
+
+
+def _changes(
+    actual: State, held: State, names: Names, flows: Mapping[int, int]
+) -> Iterator[Change]:
     seen: set[int] = set()
     old, new = _by_id(actual.services), _by_id(held.services)
     for number in sorted(old.keys() | new.keys(), key=lambda n: names.service(n, old, new).name):
@@ -167,14 +204,17 @@ def _changes(actual: State, held: State, names: Names) -> Iterator[Change]:
         entry = after or before
         pools = {n for e in (before, after) if e for n in e.pools[: e.pool_count]} - seen
         seen |= pools
-        parts = tuple(_pool_changes(pools, actual, held, names)) if after else ()
+        parts = tuple(_pool_changes(pools, actual, held, names, flows))
         said = _service_details(before, after, names)
         frontends = _frontends(number, actual, held)
         if entry and (parts or said or frontends or before is None or after is None):
             action = "create" if before is None else "update" if after else "delete"
             named = names.service(number, old, new)
             details = [*([] if after is None else said), *frontends]
-            yield Change(action, "service", named.name, "; ".join(details), named.origin, parts)
+            yield Change(
+                action, "service", named.name, "; ".join(details), named.origin, parts,
+                note="" if after else PASSED,
+            )  # fmt: skip
     if actual.settings and held.settings != actual.settings:
         yield Change("update", "settings", "of this node")
 
@@ -216,12 +256,14 @@ def _service_details(
     ]
 
 
-def _pool_changes(pools: set[int], actual: State, held: State, names: Names) -> Iterator[Change]:
+def _pool_changes(
+    pools: set[int], actual: State, held: State, names: Names, flows: Mapping[int, int]
+) -> Iterator[Change]:
     for number in sorted(pools, key=names.pool):
         at = ids.index(number)
         before = actual.tables.get(at) if _is(actual.pools, number) else None
         after = held.tables.get(at) if _is(held.pools, number) else None
-        backends = tuple(_backend_changes(number, actual, held, names))
+        backends = tuple(_backend_changes(number, actual, held, names, flows))
         moves = _moves(before, after)
         if backends or moves or (before is None) != (after is None):
             action = "create" if before is None else "update" if after is not None else "delete"
@@ -259,17 +301,24 @@ def _table_text(
     return f"{len(after or before or ())} slots" if before is None or after is None else ""
 
 
-def _backend_changes(pool: int, actual: State, held: State, names: Names) -> Iterator[Change]:
+def _backend_changes(
+    pool: int, actual: State, held: State, names: Names, flows: Mapping[int, int]
+) -> Iterator[Change]:
     old, new = _of_pool(pool, actual, names), _of_pool(pool, held, names)
     for name in sorted(old.keys() | new.keys(), key=lambda n: names.backend(n).name):
         before, after = old.get(name), new.get(name)
-        said = names.backend(name)
+        said, live = names.backend(name), _flows_of(before, flows)
         if before is None and after is not None:
             yield Change("create", "backend", said.name, _backend_text(after), said.origin)
         elif after is None and before is not None:
-            yield Change("delete", "backend", said.name, _backend_text(before))
+            yield Change("delete", "backend", said.name, _backend_text(before), impact=live)
         elif before is not None and after is not None and (text := _difference(before, after)):
-            yield Change("update", "backend", said.name, text, said.origin)
+            yield Change("update", "backend", said.name, text, said.origin, impact=live)
+
+
+def _flows_of(entry: abi.Backend | None, flows: Mapping[int, int]) -> dict[str, int]:
+    live = flows.get(ids.index(entry.id), 0) if entry is not None else 0
+    return {"live_flows": live} if live else {}
 
 
 def _of_pool(pool: int, state: State, names: Names) -> dict[int, abi.Backend]:
@@ -307,44 +356,3 @@ def _difference(before: abi.Backend, after: abi.Backend) -> str:
         for label, show in shown
         if show(before) != show(after)
     )
-
-
-# ---- as text
-
-
-def text(plan: Plan) -> str:
-    lines = [
-        f"source   {plan.source}  sha256:{plan.digest[:8]}  {plan.made}".rstrip(),
-        f"live     generation {plan.generation}  sha256:{plan.live_digest[:8]}"
-        if plan.generation
-        else "live     nothing was ever applied",
-        "",
-    ]
-    for change in (*plan.changes, *plan.drift):
-        lines += _lines(change, 1)
-    if not plan.changes and not plan.drift:
-        lines.append("  no changes")
-    return "\n".join([*lines, "", *_summary(plan), "", "Dry run: nothing was changed."])
-
-
-def _lines(change: Change, depth: int) -> Iterator[str]:
-    where = f"   {change.origin}" if change.origin.line else ""
-    what = "drift   " if change.action == "restore" else ""
-    head = f"{'  ' * depth}{SIGNS[change.action]} {what}{change.kind} {change.name}"
-    yield f"{head:<30}  {change.detail}{where}".rstrip()
-    for part in change.parts:
-        yield from _lines(part, depth + 1)
-
-
-def _summary(plan: Plan) -> Iterator[str]:
-    counts = {action: sum(c.action == action for c in plan.changes) for action in SIGNS}
-    yield (
-        f"Plan: {counts['create']} to add, {counts['update']} to change,"
-        f" {counts['delete']} to remove, {len(plan.drift)} drift to repair."
-    )
-    tables = plan.writes.get("tables", 0)
-    yield (
-        f"Maps: {sum(plan.writes.values())} writes, {sum(plan.deletes.values())} deletes,"
-        f" {tables} of them tables."
-    )
-    yield from (f"Guard: {guard}" for guard in plan.guards)

@@ -1,0 +1,60 @@
+"""What a run starts from: options, files, and who follows the source. Writes no map."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from reconciler import node as nodes
+from reconciler import sources
+from reconciler.follow import Accepted, Follower
+from reconciler.loop import PATIENCE, Place, Reconciler, keep, meaning
+from reconciler.model import Node
+from reconciler.source import Source
+
+DONE, FAILED, PENDING, REJECTED, REFUSED, USAGE = 0, 1, 2, 3, 4, 64
+RUN_DIR = Path("/run/evenkeel")
+
+
+def node_of(path: Path) -> Node:
+    return nodes.load(path.read_text(), str(path))
+
+
+def place_of(options: argparse.Namespace) -> Place:
+    run_dir = options.run_dir or RUN_DIR / options.instance
+    return Place(options.instance, run_dir, options.state_dir)
+
+
+def add_place(arguments: argparse.ArgumentParser) -> None:
+    """This node's file, which instance, and where its files are."""
+    arguments.add_argument(
+        "--node",
+        type=Path,
+        default=Path("/etc/evenkeel/node.yaml"),
+        metavar="FILE",
+        help="what is this node's own (default: %(default)s)",
+    )
+    arguments.add_argument(
+        "--instance", default="default", metavar="NAME", help="which data plane (default: default)"
+    )
+    arguments.add_argument(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"where targets.json is published (default: {RUN_DIR}/NAME)",
+    )
+    sources.add_state_dir(arguments)
+
+
+def follower_of(options: argparse.Namespace, source: Source, node: Node, place: Place) -> Follower:
+    rules = sources.rules_of(options)
+    return Follower(source, place.state_dir, lambda revision: meaning(revision, node), rules)
+
+
+def once(reconciler: Reconciler, accepted: Accepted, follower: Follower) -> int:
+    view = reconciler.reconcile(accepted, wait=PATIENCE)
+    keep(reconciler, follower, reconciler.unattached or view)
+    if reconciler.unattached:
+        raise reconciler.unattached
+    for finding in view.findings:
+        print(f"guardrail: {finding}", file=sys.stderr)  # noqa: T201 -- for who ran it
+    return REFUSED if view.refused else DONE
