@@ -109,10 +109,13 @@ def after_all(health: Health, outcomes: Iterable[Outcome], thresholds: Threshold
     return health
 
 
+_BELOW, _UNJUDGED = Health(State.DOWN), Health(State.UNKNOWN)
+
+
 def first(pool: Iterable[State], *, assumed_up: bool) -> Health:
     """A backend that nobody has judged. It joins a serving pool from below; a new service may start with one success."""
     serving = State.UP in pool
-    return Health(State.DOWN if serving and not assumed_up else State.UNKNOWN)
+    return _BELOW if serving and not assumed_up else _UNJUDGED
 
 
 def ramp(elapsed: float, over: float, start: int = 0) -> int:

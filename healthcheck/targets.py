@@ -80,7 +80,7 @@ def read(path: Path) -> Targets:
     except (OSError, UnicodeDecodeError) as error:
         raise TargetsError(f"{path}: cannot read: {error}") from error
     try:
-        return parse(json.loads(text))
+        return parse(json.loads(text, object_hook=_Shared().one))
     except json.JSONDecodeError as error:
         raise TargetsError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from error
     except TargetsError as error:
@@ -107,15 +107,23 @@ def parse(document: object) -> Targets:
     return targets
 
 
+class _Shared:
+    """Thousands of backends have a handful of checks: equal ones become one as they are read."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, dict[str, Any]] = {}
+
+    def one(self, read: dict[str, Any]) -> dict[str, Any]:
+        return self._seen.setdefault(repr(read), read) if "every" in read else read
+
+
 def _backends(entries: list[object]) -> tuple[Backend, ...]:
-    """Thousands of backends have a handful of checks: each is read once, and kept once."""
-    checks: dict[str, Check] = {}
+    checks: dict[int, Check] = {}
 
     def check(entry: object, where: str) -> Check:
-        text = json.dumps(entry)
-        if text not in checks:
-            checks[text] = _check(entry, where)
-        return checks[text]
+        if id(entry) not in checks:
+            checks[id(entry)] = _check(entry, where)
+        return checks[id(entry)]
 
     return tuple(_backend(entry, f"backends[{n}]", check) for n, entry in enumerate(entries))
 
