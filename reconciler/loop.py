@@ -29,7 +29,7 @@ from reconciler.ids import NoRoom
 from reconciler.look import Live, View, look
 from reconciler.maps import PinnedMaps
 from reconciler.model import Address, Config, Node
-from reconciler.neigh import Changes, Neighbours
+from reconciler.neigh import Changes, Neighbours, failing
 from reconciler.overrides import Overrides, Unusable, in_force
 from reconciler.overriding import OverrideFile
 from reconciler.parts import node_problems
@@ -153,6 +153,7 @@ class Reconciler:
             self.dataplane.room(),
             self.overrides(),
         )
+        self._neighbours.doubt(failing(actual.backends, live.health))
         allowed = self._allow_removals or accepted.allow_removals
         view = look(accepted.config, self._node, live, allow_removals=allowed)
         self.drift = self._drift(view, actual, accepted.revision)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self
 
 from pyroute2 import IPRoute
 
+from bpf import abi
 from reconciler import netlink
 from reconciler.compile import NextHop
 from reconciler.model import Address
@@ -25,6 +26,7 @@ from reconciler.netlink import Changed, Listener, Netlink
 
 # Neighbour states in which the kernel itself would send to the address.
 _KNOWN = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # reachable, stale, delay, probe, noarp, permanent
+_FAILED = 0x20
 _FIXED = 0x40 | 0x80  # noarp, permanent: asking would unfix them
 _USE = 0x01  # NTF_USE: resolve it now, as if there were a packet for it
 _MANAGED = 0x01  # NTF_EXT_MANAGED, from Linux 5.16 on; older kernels skip the attribute
@@ -39,6 +41,7 @@ _CANNOT_ASK = (errno.ENETDOWN, errno.EINVAL, errno.ENODEV, errno.ENOBUFS)
 POLL = 0.02
 PACE = 1.0  # seconds between two questions for a neighbour that does not answer
 STALE = 10.0  # seconds after which even a silent kernel is read anew
+DOUBT = 5.0  # seconds between two doubts about the same backend
 SHARE = 10  # the listener rests for so many times what reading took
 NO_MAC = bytes(6)
 _NOBODY = bytes(4)
@@ -93,6 +96,7 @@ class Neighbours:
         self._known: dict[Place, Neighbour] = {}
         self._managed: set[Place] = set()  # by us
         self._asked_at = self._checked_at = -STALE
+        self._doubted: dict[Address, float] = {}
         self._asking = False
         self._look = self._forget = 0
 
@@ -141,6 +145,23 @@ class Neighbours:
         """Whom to ask for, of those addresses that there is a route to."""
         self._refresh()
         return self._ways(set(addresses))
+
+    def doubt(self, addresses: Iterable[Address]) -> None:
+        """Forget who has them, so that the kernel asks everybody on the link at once.
+
+        It would first believe for up to a minute what it knows. For backends that fail
+        their checks: perhaps they have another MAC and told nobody.
+        """
+        now = time.monotonic()
+        direct = {a for a in addresses if (via := self._wanted.get(a)) and via.address == a}
+        self._doubted = {a: at for a, at in self._doubted.items() if a in direct}
+        for address in direct if self._asking else ():
+            via = self._wanted[address]
+            known = self._known.get(via.place)
+            if known and not known.fixed and now >= self._doubted.get(address, -DOUBT) + DOUBT:
+                self._doubted[address] = now
+                self._tell(via.place, _FAILED, 0, managed=False)
+                self._ask(via.place, managed=True)
 
     def _await(self, deadline: float) -> None:
         while self._missing() and time.monotonic() < deadline:
@@ -258,8 +279,11 @@ class Neighbours:
             self._managed.discard(place)
 
     def _ask(self, place: Place, *, managed: bool) -> None:
+        self._tell(place, 0, _USE, managed=managed)
+
+    def _tell(self, place: Place, state: int, use: int, *, managed: bool) -> None:
         ifindex, address = place
-        body = _NEIGH.pack(_FAMILY[address.version], ifindex, 0, _USE, 0)
+        body = _NEIGH.pack(_FAMILY[address.version], ifindex, state, use, 0)
         body += netlink.attribute(_DST, address.packed)
         body += netlink.attribute(_FLAGS_EXT, struct.pack("=I", _MANAGED if managed else 0))
         flags = netlink.ACK | netlink.CREATE | netlink.REPLACE
@@ -268,6 +292,16 @@ class Neighbours:
         except OSError as error:
             if error.errno not in _CANNOT_ASK:
                 raise
+
+
+def failing(backends: Mapping[int, abi.Backend], health: Mapping[int, abi.Health]) -> set[Address]:
+    """Addresses of those that are down by their checks."""
+    down = {entry.id for entry in health.values() if entry.state == abi.HealthState.DOWN}
+    return {
+        ip_address(bytes(entry.addr.v6)[: 4 if entry.family == 4 else 16])  # noqa: PLR2004
+        for entry in backends.values()
+        if entry.id in down and entry.family
+    }
 
 
 def _link(message: Any) -> Link:  # noqa: ANN401 -- pyroute2 has no types

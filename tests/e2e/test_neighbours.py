@@ -66,6 +66,10 @@ class Box(Balancer):
         self.maps = instance.maps
 
 
+def hush(place: Namespace) -> None:
+    place.sysctl("net.ipv4.conf.all.arp_notify=0", "net.ipv4.conf.eth0.arp_notify=0")
+
+
 def announce(place: Namespace) -> None:
     place.sysctl("net.ipv4.conf.all.arp_notify=1", "net.ipv6.conf.all.ndisc_notify=1")
     place.sysctl("net.ipv4.conf.eth0.arp_notify=1", "net.ipv6.conf.eth0.ndisc_notify=1")
@@ -95,6 +99,24 @@ def test_a_backend_that_changes_its_mac_is_followed_at_once(box: Box) -> None:
         assert connection.get().backend == backend.name
     assert took < SOON
     assert len(box.answering()) == 2
+
+
+def test_a_backend_that_fails_its_checks_is_sought_anew(box: Box) -> None:
+    """It has another MAC and told nobody: the kernel alone would believe the old one for most of a minute."""
+    backend = box.lab.backends[0]
+    hush(backend.namespace)
+    mac = change_mac(backend.namespace, 3)
+    entry = box.entry(backend.addresses[4])
+    assert entry is not None
+    with Instance.open(box.name) as instance:
+        health, index = instance.maps.health, entry.id & abi.IdLayout.INDEX_MASK
+        health.put(index, abi.Health(id=entry.id, state=abi.HealthState.DOWN))
+        try:
+            until(lambda: box.hop(backend.addresses[4])[1] == mac, 5, what="the new MAC")
+        finally:
+            health.put(index, abi.Health())
+    announce(backend.namespace)
+    until(lambda: len(box.answering()) == 2, what="both backends")
 
 
 def test_a_client_that_changes_its_mac_still_gets_its_answers(box: Box) -> None:
@@ -135,7 +157,7 @@ def test_a_route_by_a_gateway_and_its_mtu_are_followed(box: Box, family: int) ->
 def test_an_address_that_nobody_has_is_asked_for_until_somebody_answers(box: Box) -> None:
     assert box.hop(NOBODY) == (0, bytes(6), bytes(6), 0)
     owner = box.lab.backends[1]
-    owner.namespace.sysctl("net.ipv4.conf.all.arp_notify=0", "net.ipv4.conf.eth0.arp_notify=0")
+    hush(owner.namespace)
     owner.namespace.ip(f"addr add {NOBODY}/24 dev eth0\n")
     until(lambda: box.hop(NOBODY)[1] == owner.mac, 10, what="the neighbour")
 
