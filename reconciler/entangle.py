@@ -4,6 +4,9 @@ A service switches to what it is to be in one write, and so does a frontend. But
 a packet that is about to leave a pool or a service must not meet that pool's or
 service's new content on its way out: nobody asked for that. Then the new content
 gets a new id, and whoever leaves goes on seeing the old one until it is gone.
+
+Likewise when no one is left to choose in a pool: whoever stays with it learns of
+another pool in the same write, and whoever comes to it never meets who was there.
 """
 
 from collections.abc import Mapping
@@ -33,9 +36,9 @@ def entangled(desired: State, actual: State) -> Replaced:
     """What changes while some packets are still on their way out of it."""
     changed_pools = _changed_pools(desired, actual)
     changed_services = _changed_services(desired, actual)
-    if not changed_pools and not changed_services:
+    pools = _exhausted(desired, actual)
+    if not changed_pools and not changed_services and not pools:
         return Replaced()
-    pools: set[int] = set()
     services: set[int] = set()
     for packet in _packets(actual, desired):
         before, after = _service(actual, packet), _service(desired, packet)
@@ -49,15 +52,38 @@ def entangled(desired: State, actual: State) -> Replaced:
 
 
 def _changed_pools(desired: State, actual: State) -> set[int]:
-    """Pools that both have, with new backends in the table, or none left."""
+    """Pools that both have, with new backends in the table."""
     return {
-        pool.id
+        actual.pools[at].id
+        for at in _refilled(desired, actual)
+        if set(desired.tables.get(at, ())) - set(actual.tables.get(at, ()))
+    }
+
+
+def _exhausted(desired: State, actual: State) -> set[int]:
+    """Pools that both have, with no one to choose in the new table."""
+    refilled = _refilled(desired, actual)
+    if not refilled:
+        return set()
+    choosable = {
+        entry.id
+        for entry in desired.backends.values()
+        if not entry.flags & abi.BackendFlag.FORCED_DOWN
+    }
+    return {
+        actual.pools[at].id for at in refilled if choosable.isdisjoint(desired.tables.get(at, ()))
+    }
+
+
+def _refilled(desired: State, actual: State) -> list[int]:
+    """Where pools are that both have, with different tables."""
+    return [
+        at
         for at, pool in actual.pools.items()
         if at in desired.pools
         and desired.pools[at].id == pool.id
         and desired.tables.get(at) != actual.tables.get(at)
-        and (at not in desired.tables or set(desired.tables[at]) - set(actual.tables.get(at, ())))
-    }
+    ]
 
 
 def _changed_services(desired: State, actual: State) -> set[int]:
@@ -77,7 +103,10 @@ def _essence(entry: abi.Service) -> tuple[Any, ...]:
 
 def _packets(*states: State) -> set[FrontendKey]:
     """One packet for each way in which any of the states tells packets apart."""
-    return {key for state in states for key in (*state.frontends4, *state.frontends6)}
+    keys: set[FrontendKey] = set()
+    for state in states:
+        keys.update(state.frontends4, state.frontends6)
+    return keys
 
 
 def _service(state: State, packet: FrontendKey) -> abi.Service | None:

@@ -24,9 +24,8 @@ def plan(desired: State, actual: State) -> list[Op]:
     """The operations that turn `actual` into `desired`; none if they agree."""
     grow = [op for where in ORDER for op in _puts(where, desired[where], actual[where])]
     switch = list(_switches(desired.frontends, actual.frontends))
-    emptied = list(_emptied(desired, actual))
     shrink = [op for where in reversed(ORDER) for op in _removals(where, desired, actual)]
-    return [*emptied, *grow, *switch, *(op for op in shrink if op not in emptied)]
+    return [*grow, *switch, *shrink]
 
 
 def _puts(where: Where, desired: Mapping[Any, Any], actual: Mapping[Any, Any]) -> Iterator[Op]:
@@ -34,13 +33,6 @@ def _puts(where: Where, desired: Mapping[Any, Any], actual: Mapping[Any, Any]) -
         wanted, present = desired[key], actual.get(key)
         if wanted != present and (value := _first(where, wanted, present)) != present:
             yield Put(where, key, value)
-
-
-def _emptied(desired: State, actual: State) -> Iterator[Op]:
-    """Tables of pools that stay but have no one left: who is new must not meet the old ones."""
-    for key in _ordered(actual.tables):
-        if key not in desired.tables and key in desired.pools:
-            yield Remove(Where.TABLES, key)
 
 
 def _switches(
