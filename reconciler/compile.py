@@ -5,16 +5,17 @@ follows from the configuration, the node, and the next hops that were found.
 Health has no say here: spare.py adds what depends on it.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bpf import abi
-from reconciler import encode, ids, table
+from reconciler import drain, encode, ids, table
 from reconciler.dataplane import State, Where
+from reconciler.drain import Policies
 from reconciler.encode import FrontendKey
 from reconciler.entangle import Replaced, entangled
 from reconciler.ids import NoRoom
-from reconciler.model import Address, Backend, Config, Forward, Node, Pool, Port
+from reconciler.model import Address, AdminState, Backend, Config, Forward, Node, Pool, Port
 from reconciler.parts import (
     Part,
     PoolKey,
@@ -66,15 +67,21 @@ class Desired:
     pools: Mapping[int, PoolKey]  # by pool id
     tables: Mapping[PoolKey, Table]
     backends: Mapping[tuple[str, str], int]  # (pool, backend) -> id
+    drains: Policies
 
 
 def compile_config(
-    config: Config, node: Node, actual: State, around: Surroundings, room: Mapping[str, int]
+    config: Config,
+    node: Node,
+    actual: State,
+    around: Surroundings,
+    room: Mapping[str, int],
+    now: int = 0,
 ) -> Desired:
-    """What the maps should say. NoRoom when they cannot hold it."""
+    """What the maps should say at tick `now`. NoRoom when they cannot hold it."""
     replaced = Replaced()
     while True:
-        desired = _Compiler(config, node, actual, around, room, replaced).desired()
+        desired = _Compiler(config, node, actual, around, room, now, replaced).desired()
         more = entangled(desired.state, actual)
         if more == Replaced() or more | replaced == replaced:
             return desired
@@ -95,10 +102,11 @@ class _Compiler:
         actual: State,
         around: Surroundings,
         room: Mapping[str, int],
+        now: int,
         replaced: Replaced,
     ) -> None:
         self._config, self._node, self._around = config, node, around
-        self._actual, self._room = actual, room
+        self._actual, self._room, self._now = actual, room, now
         services = sorted(config.services.items())
         self._parts = [part for _, service in services for part in parts_of(service)]
         self._pool_keys = list(dict.fromkeys(key for part in self._parts for key in part.pools))
@@ -120,10 +128,11 @@ class _Compiler:
         self._frontend_ids = self._ids(
             "frontends", Where.FRONTENDS, self._frontend_names(), _known_frontends(actual)
         )
+        known = _known_backends(actual)
+        self._flushed = self._due(known)
         self._backend_ids = self._ids(
-            "backends", Where.BACKENDS, self._backend_names(), _known_backends(actual)
+            "backends", Where.BACKENDS, self._backend_names(), known, self._flushed
         )
-
         self._ids_by_pool = {
             name: {
                 backend.name: self._backend_ids[_backend_name(name, backend)]
@@ -164,6 +173,10 @@ class _Compiler:
                 for name in self._pool_names
                 for backend in self._config.pools[name].backends.values()
             },
+            drains=Policies(
+                {self._pool_hash(key): self._config.pools[key.pool].drain for key in tables},
+                self._config.drain,
+            ),
         )
 
     # ---- names and ids ----
@@ -174,10 +187,11 @@ class _Compiler:
         where: Where,
         wanted: Iterable[ids.Name],
         known: Mapping[ids.Name, int],
-        replaced: frozenset[int] = frozenset(),
+        replaced: Collection[object] = frozenset(),
     ) -> dict[ids.Name, int]:
         free = self._actual.free.get(where, {})
-        return ids.assign(what, wanted, known, free, self._room[what], replaced)
+        taken = self._actual[where].keys()
+        return ids.assign(what, wanted, known, free, self._room[what], replaced, taken)
 
     def _pool_hash(self, key: PoolKey) -> int:
         return pool_hash(key, self._node.table_size)
@@ -195,6 +209,32 @@ class _Compiler:
         for name in self._pool_names:
             for _, backend in sorted(self._config.pools[name].backends.items()):
                 yield _backend_name(name, backend)
+
+    def _due(self, known: Mapping[BackendName, int]) -> set[BackendName]:
+        """Those whose drain ends now: with another id, none of their flows means anything."""
+        return {
+            name
+            for pool, backend in self._draining()
+            if (number := known.get(name := _backend_name(pool.name, backend)))
+            and drain.is_due(self._until(pool, number), self._now)
+        }
+
+    def _draining(self) -> Iterator[tuple[Pool, Backend]]:
+        for name in self._pool_names:
+            pool = self._config.pools[name]
+            for backend in pool.backends.values():
+                if backend.state is AdminState.DRAIN:
+                    yield pool, backend
+
+    def _until(self, pool: Pool, number: int) -> int:
+        """The deadline of a backend that drains."""
+        before = drain.begun(self._entry(number))
+        return drain.deadline(pool.drain, before, self._now)
+
+    def _entry(self, number: int) -> abi.Backend | None:
+        """What the maps say of a backend."""
+        entry = self._actual.backends.get(ids.index(number))
+        return entry if entry is not None and entry.id == number else None
 
     def _frontend_names(self) -> Iterator[FrontendName]:
         for part in self._parts:
@@ -245,16 +285,24 @@ class _Compiler:
             flags=encode.backend_flags(pool, backend),
             dmac=tuple(hop.dmac),
             smac=tuple(hop.smac),
+            until=self._ends(pool, backend, number),
             name=backend_hash(pool.name, backend.name),
         )
+
+    def _ends(self, pool: Pool, backend: Backend, number: int) -> int:
+        if backend.state is not AdminState.DRAIN:
+            return 0
+        if _backend_name(pool.name, backend) in self._flushed:
+            return drain.OVER
+        return self._until(pool, number)
 
     def _hop(self, number: int, address: Address) -> NextHop:
         """What was found; else what the maps have: silence of a neighbour proves nothing."""
         found = self._around.hops.get(address)
         if found:
             return found
-        entry = self._actual.backends.get(ids.index(number))
-        if entry is None or entry.id != number:
+        entry = self._entry(number)
+        if entry is None:
             return NextHop(0, bytes(6), bytes(6), 0)
         return NextHop(entry.ifindex, bytes(entry.dmac), bytes(entry.smac), entry.mtu)
 

@@ -19,6 +19,7 @@ from reconciler.model import (
     Check,
     CheckType,
     Config,
+    Drain,
     Forward,
     Guardrails,
     HashOn,
@@ -28,6 +29,7 @@ from reconciler.model import (
     Port,
     Proto,
     Service,
+    Then,
 )
 from reconciler.problems import Mark, Problem, Rejected, did_you_mean
 from reconciler.yamlpos import Content, Map, Seq
@@ -84,7 +86,8 @@ class _Reader:
         self._no_loops(services, pools)
         if self._problems:
             raise Rejected(self._file, self._problems, self._text)
-        return Config(services, pools, _guardrails(self._root.get("guardrails", {})))
+        guardrails = _guardrails(self._root.get("guardrails", {}))
+        return Config(services, pools, guardrails, self._drain({}))
 
     def _section(self, name: str) -> list[tuple[str, Map]]:
         return list(self._root.get(name, {}).items())
@@ -119,7 +122,12 @@ class _Reader:
         if "initial" in at and not check:
             self._complain(at.keys_at["initial"], f"{where}: 'initial' needs a check")
         origin = self._origin(self._root["pools"], name)
-        return Pool(name, backends, check, at.get("initial") == "up", origin)
+        drain = self._drain(at)
+        return Pool(name, backends, check, at.get("initial") == "up", drain, origin)
+
+    def _drain(self, at: Mapping[str, Any]) -> Drain:
+        said = {**self._root.get("defaults", {}).get("drain", {}), **at.get("drain", {})}
+        return Drain(seconds(said.get("grace", "5m")), Then(said.get("then", "flush")))
 
     def _checkable(self, section: Map, backends: Mapping[str, Backend], where: str) -> None:
         for name, backend in backends.items():

@@ -93,5 +93,8 @@ class Dataplane(Protocol):
     def health(self) -> Mapping[int, abi.Health]:
         """What healthcheck wrote, by index."""
 
+    def flows(self) -> Mapping[int, int]:
+        """Live flows by backend's index, as the program counts them."""
+
     def room(self) -> Mapping[str, int]:
         """How many entries the maps take, by setting: frontends, services, pools, backends."""

@@ -1,5 +1,6 @@
 """Words of the configuration as the numbers of `bpf.abi`. Pure."""
 
+import ipaddress
 import math
 from collections.abc import Iterable
 from ipaddress import IPv4Address
@@ -88,6 +89,10 @@ def service_flags(service: Service) -> int:
     if service.keep_down:
         flags |= abi.ServiceFlag.KEEP_DOWN
     return flags
+
+
+def address(packed: abi.Address, family: int) -> Address:
+    return ipaddress.ip_address(address_bytes(packed, family))
 
 
 def address_bytes(address: abi.Address, family: int) -> bytes:

@@ -62,10 +62,16 @@ def _services(desired: State, actual: State, limits: Guardrails) -> Finding:
 
 
 def _backends(desired: State, actual: State, limits: Guardrails) -> Finding:
-    gone = _gone(desired.backends, actual.backends)
+    serving = _serving(actual)
+    gone = _gone(desired.backends, serving)
     limit = limits.removed_backends
-    refused = _too_many(len(gone), len(actual.backends), limit)
-    return Finding("backends", len(gone), len(actual.backends), limit, refused, "removed-backends")
+    refused = _too_many(len(gone), len(serving), limit)
+    return Finding("backends", len(gone), len(serving), limit, refused, "removed-backends")
+
+
+def _serving(actual: State) -> Mapping[int, abi.Backend]:
+    """Those that take new flows: to take away one that drains takes nothing from anybody."""
+    return _taken(actual.backends, lambda entry: not entry.flags & abi.BackendFlag.NO_NEW)
 
 
 def _too_many(gone: int, present: int, limit: int) -> bool:
@@ -93,7 +99,7 @@ def _with_services(desired: State, actual: State) -> State:
 
 def _with_backends(desired: State, actual: State) -> State:
     """Pools that would lose backends stay as they are, and so do these."""
-    gone = _gone(desired.backends, actual.backends)
+    gone = _gone(desired.backends, _serving(actual))
     numbers = {actual.backends[at].id for at in gone}
     pools = {
         at

@@ -56,17 +56,19 @@ def assign(
     free: Mapping[int, int],
     room: int,
     replaced: Collection[object] = frozenset(),
+    taken: Collection[int] = (),
 ) -> dict[Name, int]:
     """An id for each name: the one that it has, else an index that no one has now.
 
     `known` are all ids in the maps, wanted or not; `free` the incarnations that
     freed indexes had last. Index 0 is never given away. `replaced` names
-    get another id than the one that they have.
+    get another id than the one that they have. `taken` indexes have an entry,
+    be it one of a name that has two: an apply was interrupted.
     """
     names = list(dict.fromkeys(wanted))
     if len(names) > room - 1:
         raise NoRoom(what, len(names), room - 1)
-    unused = _unused({index(number) for number in known.values()}, free, room)
+    unused = _unused({*taken, *map(index, known.values())}, free, room)
     ids: dict[Name, int] = {}
     for name in names:
         number = known.get(name, 0) if name not in replaced else 0

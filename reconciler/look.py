@@ -3,13 +3,17 @@
 Both the dry run and the real one go through here, so that they cannot differ.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bpf import abi
+from reconciler import drain
 from reconciler.compile import Desired, Surroundings, compile_config
 from reconciler.dataplane import Op, State
+from reconciler.drain import Leaving
 from reconciler.guard import Finding, guard
+from reconciler.linger import lingering
 from reconciler.model import Config, Guardrails, Node
 from reconciler.overrides import Overrides
 from reconciler.overrides import applied as with_overrides
@@ -28,6 +32,8 @@ class Live:
     around: Surroundings
     room: Mapping[str, int]
     overrides: Overrides = ()  # in force
+    flows: Mapping[int, int] = field(default_factory=dict)  # live ones by backend's index
+    now: int = 0  # tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +41,11 @@ class View:
     """What one look found, and the operations that follow from it."""
 
     desired: Desired
-    held: State  # desired, with what a guardrail does not let go
+    held: State  # desired, with what a guardrail does not let go, and what drains
     findings: tuple[Finding, ...]
     ops: tuple[Op, ...]
+    drains: tuple[Leaving, ...] = ()
+    next_end: float = math.inf  # seconds until a drain's deadline
 
     @property
     def refused(self) -> bool:
@@ -45,8 +53,17 @@ class View:
 
 
 def look(config: Config, node: Node, live: Live, *, allow_removals: bool = False) -> View:
-    configured = compile_config(config, node, live.actual, live.around, live.room)
+    configured = compile_config(config, node, live.actual, live.around, live.room, live.now)
     desired = with_overrides(configured, live.overrides)
     limits = UNLIMITED if allow_removals else config.guardrails
     held, findings = guard(with_health(desired, live.health), live.actual, limits)
-    return View(desired, held, tuple(findings), tuple(plan(held, live.actual)))
+    held = lingering(held, live.actual, live.flows, live.now, desired.drains, live.around.hops)
+    leaving = tuple(drain.under_way(held, live.flows))
+    return View(
+        desired,
+        held,
+        tuple(findings),
+        tuple(plan(held, live.actual)),
+        leaving,
+        drain.next_end(leaving, live.now),
+    )

@@ -9,13 +9,13 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bpf import abi
-from bpf.kernel import Instance, KernelError, Mode
+from bpf.kernel import Instance, KernelError, Mode, now_tick
 from bpf.pins import Pins
 from reconciler import config as configuration
 from reconciler import published, report
@@ -23,6 +23,7 @@ from reconciler.compile import Surroundings
 from reconciler.counting import Books
 from reconciler.dataplane import State
 from reconciler.desk import Desk
+from reconciler.drain import leaving
 from reconciler.follow import Accepted, Follower
 from reconciler.history import History, Result
 from reconciler.ids import NoRoom
@@ -103,7 +104,12 @@ def applied(place: Place) -> Config | None:
 
 
 def surroundings(
-    neighbours: Neighbours, config: Config, node: Node, epoch: int, wait: float | None
+    neighbours: Neighbours,
+    config: Config,
+    node: Node,
+    epoch: int,
+    wait: float | None,
+    also: Iterable[Address] = (),
 ) -> Surroundings:
     """What the node's kernel says about the backends and interfaces that are configured."""
     used = {name for service in config.services.values() for name in service.pools}
@@ -112,7 +118,7 @@ def surroundings(
     }
     links = neighbours.links().values()
     veth = any(link.kind == "veth" for link in links if link.name in node.interfaces)
-    return Surroundings(neighbours.hops(addresses, wait), veth, epoch)
+    return Surroundings(neighbours.hops(addresses.union(also), wait), veth, epoch)
 
 
 class Reconciler:
@@ -127,18 +133,19 @@ class Reconciler:
         *,
         allow_removals: bool = False,
         clock: Callable[[], float] = time.time,
+        ticks: Callable[[], int] = now_tick,
     ) -> None:
         self.instance = instance
         self.dataplane = PinnedMaps(instance)
         self._node, self._place, self._neighbours = node, place, neighbours
         self._allow_removals = allow_removals
-        self._clock = clock
+        self._clock, self._ticks = clock, ticks
         self._overrides = OverrideFile(place.state_dir)
         self.books = Books(place.run_dir, instance)
         self.history = History(place.state_dir / "history")
         self._set: Overrides = ()
-        self.unattached: KernelError | None = None  # why an interface has no program
         self.drift: tuple[str, ...] = ()  # that the last pass found
+        self.unattached: KernelError | None = None  # why an interface has no program
 
     def reconcile(self, accepted: Accepted, *, wait: float = 0, stale_hops: bool = False) -> View:
         """One pass: look, write what differs, read again, and let others know."""
@@ -149,9 +156,13 @@ class Reconciler:
         live = Live(
             actual,
             self.dataplane.health(),
-            surroundings(self._neighbours, accepted.config, self._node, epoch, wait),
+            surroundings(
+                self._neighbours, accepted.config, self._node, epoch, wait, leaving(actual)
+            ),
             self.dataplane.room(),
             self.overrides(),
+            self.dataplane.flows(),
+            self._ticks(),
         )
         self._neighbours.doubt(failing(actual.backends, live.health))
         allowed = self._allow_removals or accepted.allow_removals
@@ -334,7 +345,8 @@ class Daemon:
             )
             self._desk.observer.saw(accepted.config, view)
             unattached = self._reconciler.unattached
-            self._seen, self._due = seen, now + (TICK if unattached else VERIFY)
+            rest = TICK if unattached else min(VERIFY, view.next_end)
+            self._seen, self._due = seen, now + rest
             if unattached:
                 log.error("%s", unattached)
             self._went(accepted, unattached or view, now)

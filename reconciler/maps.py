@@ -48,6 +48,9 @@ class PinnedMaps:
     def health(self) -> Mapping[int, abi.Health]:
         return dict(self._maps.health.items())
 
+    def flows(self) -> Mapping[int, int]:
+        return dict(self._maps.live.items())
+
     def room(self) -> Mapping[str, int]:
         sizes = self.instance.sizes()
         return {name: getattr(sizes, name) for name in sizes.__dataclass_fields__}

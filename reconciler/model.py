@@ -97,6 +97,19 @@ class Check:
     options: Mapping[str, Any] = field(default_factory=dict)  # further fields of targets.json
 
 
+class Then(StrEnum):
+    FLUSH = "flush"
+    KEEP = "keep"
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """What becomes of the flows of a backend that drains or is removed."""
+
+    grace: float = 300.0
+    then: Then = Then.FLUSH
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     name: str
@@ -119,6 +132,7 @@ class Pool:
     backends: Mapping[str, Backend]
     check: Check | None = None
     initial_up: bool = False
+    drain: Drain = Drain()
     origin: Origin = field(default=NOWHERE, compare=False)
 
 
@@ -171,6 +185,7 @@ class Config:
     services: Mapping[str, Service]
     pools: Mapping[str, Pool]
     guardrails: Guardrails = Guardrails()
+    drain: Drain = Drain()  # of pools that are not in the file any more
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 from bpf import abi
 from bpf.link import Attachment
-from reconciler import ids
+from reconciler import drain, ids
 from reconciler.conditions import Condition, Holds
 from reconciler.encode import TICK
 from reconciler.facts import Attempt, Checked, Daemon, Facts, Moment, Past, Suspend
@@ -443,6 +443,7 @@ def _drains(facts: Facts) -> Iterable[Drain]:
     for at, entry in sorted(facts.state.backends.items()):
         if entry.flags & abi.BackendFlag.NO_NEW and (entry.until or facts.reading.live.get(at)):
             account = facts.backends.accounts.get(at)
-            left = max(0.0, round((entry.until - facts.tick) * TICK, 1)) if entry.until else None
+            ends = entry.until not in (0, drain.KEPT)
+            left = max(0.0, round((entry.until - facts.tick) * TICK, 1)) if ends else None
             name = account.owner if account else f"#{entry.name:016x}"
             yield Drain(name, facts.reading.live.get(at, 0), left)

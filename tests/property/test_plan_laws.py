@@ -7,29 +7,34 @@ from hypothesis import strategies as st
 
 from bpf import abi
 from reconciler import ids
-from reconciler.compile import Surroundings
 from reconciler.dataplane import NUMBERED, Op, State, Where
+from reconciler.drain import KEPT, OVER
 from reconciler.guard import guard
-from reconciler.look import Live, View, look
+from reconciler.look import View
 from reconciler.model import Config, Guardrails
 from reconciler.plan import plan
 from tests.support.configs import NODE, configs
-from tests.support.fake_dataplane import ROOM, FakeMaps
+from tests.support.fake_dataplane import FakeMaps
 from tests.support.judge import DROPPED, everywhere, packets, route, service_of
+from tests.support.looks import view_of
 
 STATES = (abi.HealthState.UNKNOWN, abi.HealthState.UP, abi.HealthState.DOWN)
+NOW = 1000
 verdicts = st.integers(0, 3**8)  # a state for each backend, as digits
 
 
-def view_of(config: Config, maps: FakeMaps) -> View:
-    return look(config, NODE, Live(maps.read(), maps.health(), Surroundings(), ROOM))
-
-
-def applied(history: list[Config]) -> FakeMaps:
+def applied(history: list[Config], busy: bool = False) -> FakeMaps:
+    """One after the other, 100 ticks apart; `busy`: every backend always has flows."""
     maps = FakeMaps()
-    for config in history:
-        maps.apply(view_of(config, maps).ops)
+    for i, config in enumerate(history):
+        maps.apply(view_of(config, maps, now=NOW + 100 * i).ops)
+        maps.live = dict.fromkeys(range(1, 128), 7) if busy else {}
     return maps
+
+
+def then(new: Config, maps: FakeMaps, history: list[Config]) -> View:
+    """What `new` would make of it, 100 ticks later."""
+    return view_of(new, maps, now=NOW + 100 * len(history))
 
 
 def probed(maps: FakeMaps, states: int) -> None:
@@ -51,20 +56,21 @@ def prefixes(maps: FakeMaps, ops: tuple[Op, ...]) -> Iterator[State]:
 histories = st.lists(configs(), min_size=1, max_size=3)
 
 
-@given(histories)
-def test_a_plan_after_an_apply_is_empty(history: list[Config]) -> None:
-    maps = applied(history)
-    assert view_of(history[-1], maps).ops == ()
+@given(histories, st.booleans())
+def test_a_plan_after_an_apply_is_empty(history: list[Config], busy: bool) -> None:
+    maps = applied(history, busy)
+    maps.apply(then(history[-1], maps, history).ops)
+    assert then(history[-1], maps, history).ops == ()
     assert plan(maps.read(), maps.read()) == []
 
 
-@given(histories, configs(), verdicts)
+@given(histories, configs(), verdicts, st.booleans())
 def test_no_packet_goes_where_neither_state_sends_it(
-    history: list[Config], new: Config, states: int
+    history: list[Config], new: Config, states: int, busy: bool
 ) -> None:
-    maps = applied(history)
+    maps = applied(history, busy)
     probed(maps, states)
-    view = view_of(new, maps)
+    view = then(new, maps, history)
     old = maps.read()
     allowed = {
         packet: everywhere(old, packet, maps.health_map)
@@ -77,13 +83,13 @@ def test_no_packet_goes_where_neither_state_sends_it(
                 assert route(here, packet, draw, maps.health_map) in places | {DROPPED}
 
 
-@given(histories, configs())
+@given(histories, configs(), st.booleans())
 def test_a_service_of_both_states_is_never_without_its_backends(
-    history: list[Config], new: Config
+    history: list[Config], new: Config, busy: bool
 ) -> None:
     """With every backend healthy: a packet that both states forward is forwarded all the time."""
-    maps = applied(history)
-    view = view_of(new, maps)
+    maps = applied(history, busy)
+    view = then(new, maps, history)
     old = maps.read()
     healthy = {
         at: abi.Health(id=entry.id, state=abi.HealthState.UP, ramp=255)
@@ -107,11 +113,13 @@ def test_a_service_of_both_states_is_never_without_its_backends(
                 assert route(here, packet, draw, healthy)[0] not in ("dropped", "passed")
 
 
-@given(histories)
-def test_an_id_never_means_two_things(history: list[Config]) -> None:
-    maps, meaning = FakeMaps(), {}
-    for config in history:
-        for here in prefixes(maps, view_of(config, maps).ops):
+@given(histories, st.booleans(), st.integers(0, 40))
+def test_an_id_never_means_two_things(history: list[Config], busy: bool, stop: int) -> None:
+    """Also when the first apply after the oldest was interrupted."""
+    maps, meaning = applied(history[:1], busy), {}
+    for i, config in enumerate(history):
+        ops = view_of(config, maps, now=NOW + 100 * (i + 1)).ops
+        for here in prefixes(maps, ops[:stop] if i == 0 else ops):
             for where in NUMBERED:
                 for at, entry in here[where].items():
                     assert ids.index(entry.id) == at
@@ -135,12 +143,36 @@ def test_an_interrupted_apply_is_finished_by_the_next(
     history: list[Config], new: Config, stop: int
 ) -> None:
     maps = applied(history)
-    maps.apply(view_of(new, maps).ops[:stop])
-    maps.apply(view_of(new, maps).ops)
-    assert view_of(new, maps).ops == ()
+    maps.apply(then(new, maps, history).ops[:stop])
+    maps.apply(then(new, maps, history).ops)
+    assert then(new, maps, history).ops == ()
     fresh = applied([new])
     for where in NUMBERED:
         assert len(maps.read()[where]) == len(fresh.read()[where]), "nothing is left over"
+
+
+@given(histories, configs())
+def test_flows_stay_with_a_backend_until_its_deadline_and_no_longer(
+    history: list[Config], new: Config
+) -> None:
+    """Whatever the change, as long as the flow has a service; judged by the ids that flows carry."""
+    maps = applied(history, busy=True)
+    now = NOW + 100 * len(history)
+    before = {entry.id: entry for entry in maps.read().backends.values()}
+    flushed = {
+        number
+        for number, entry in before.items()
+        if entry.flags & abi.BackendFlag.NO_NEW and entry.until not in (0, OVER, KEPT)
+    }
+    for here in prefixes(maps, view_of(new, maps, now=now).ops):
+        assert before.keys() - flushed <= {entry.id for entry in here.backends.values()}
+    left = [e for e in maps.read().backends.values() if e.flags & abi.BackendFlag.NO_NEW]
+    assert all(entry.until > now or entry.until in (0, OVER) for entry in left)
+    maps.apply(view_of(new, maps, now=now + 2000).ops)
+    drained = {e.id for e in left if e.until not in (0, OVER, KEPT)}
+    assert drained.isdisjoint(e.id for e in maps.read().backends.values())
+    slots = {number for table in maps.read().tables.values() for number in table}
+    assert slots.isdisjoint(entry.id for entry in left)
 
 
 @given(histories, configs())
@@ -149,7 +181,7 @@ def test_what_a_guardrail_holds_is_a_state_like_any_other(
 ) -> None:
     maps = applied(history)
     old = maps.read()
-    desired = view_of(new, maps).held
+    desired = then(new, maps, history).held
     held, findings = guard(desired, old, Guardrails(0, 0))
     refused = {finding.what for finding in findings if finding.refused}
     allowed = {
@@ -165,4 +197,5 @@ def test_what_a_guardrail_holds_is_a_state_like_any_other(
         assert {entry.name for entry in old.services.values()} <= names
     if "backends" in refused:
         kept = {entry.name for entry in maps.read().backends.values()}
-        assert {entry.name for entry in old.backends.values()} <= kept
+        serving = [e for e in old.backends.values() if not e.flags & abi.BackendFlag.NO_NEW]
+        assert {entry.name for entry in serving} <= kept

@@ -11,6 +11,7 @@ from reconciler.model import (
     Check,
     CheckType,
     Config,
+    Drain,
     Forward,
     Guardrails,
     HashOn,
@@ -20,6 +21,7 @@ from reconciler.model import (
     Port,
     Proto,
     Service,
+    Then,
 )
 
 NODE = Node(
@@ -29,6 +31,7 @@ NODE = Node(
     nat_source={4: ip_address("10.9.9.8"), 6: ip_address("2001:db8:9::8")},
 )
 ALIVE = Check("alive", CheckType.TCP, every=2, timeout=1, rise=2, fall=3)
+DRAINS = (Drain(10), Drain(1000), Drain(then=Then.KEEP))
 UNLIMITED = Guardrails(100, 100, allow_empty=True)
 VIPS = [ip_address("192.0.2.1"), ip_address("192.0.2.2"), ip_address("2001:db8::1")]
 PORTS = [Port(80, Proto.TCP), Port(443, Proto.TCP), Port(53, Proto.UDP), Port(0, Proto.TCP)]
@@ -83,8 +86,12 @@ def configs(draw: st.DrawFn) -> Config:
     names = draw(st.lists(st.sampled_from("pqr"), unique=True, min_size=1))
     pools = {
         name: Pool(
-            name, draw(backends()), draw(st.sampled_from([None, ALIVE])), draw(st.booleans())
+            name,
+            draw(backends()),
+            draw(st.sampled_from([None, ALIVE])),
+            draw(st.booleans()),
+            draw(st.sampled_from(DRAINS)),
         )
         for name in names
     }
-    return Config(draw(services(names)), pools, UNLIMITED)
+    return Config(draw(services(names)), pools, UNLIMITED, draw(st.sampled_from(DRAINS)))

@@ -15,6 +15,7 @@ class FakeMaps:
         self.content: dict[Where, dict[Any, Any]] = {where: dict(state[where]) for where in Where}
         self.free = {where: dict(state.free.get(where, {})) for where in NUMBERED}
         self.health_map: dict[int, abi.Health] = {}
+        self.live: dict[int, int] = {}
 
     def read(self) -> State:
         content = {where.value: dict(entries) for where, entries in self.content.items()}
@@ -29,6 +30,9 @@ class FakeMaps:
 
     def health(self) -> Mapping[int, abi.Health]:
         return dict(self.health_map)
+
+    def flows(self) -> Mapping[int, int]:
+        return dict(self.live)
 
     def room(self) -> Mapping[str, int]:
         return ROOM

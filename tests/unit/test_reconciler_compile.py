@@ -9,6 +9,7 @@ from reconciler import config as configuration
 from reconciler import encode, ids
 from reconciler.compile import Desired, NextHop, Surroundings, compile_config
 from reconciler.dataplane import State
+from reconciler.drain import KEPT, OVER
 from reconciler.encode import bucket, key_of
 from reconciler.ids import NoRoom
 from reconciler.model import Node
@@ -250,3 +251,51 @@ def test_a_pool_that_one_service_leaves_while_it_gets_a_backend_is_replaced() ->
     assert same.pools.keys() == before.pools.keys(), "nobody leaves: changed in place"
     left = compiled(fuller.replace("[192.0.2.11], ports: [80/tcp], pools: [one]", "[192.0.2.11], ports: [80/tcp], pools: [two]"), before.state)  # fmt: skip
     assert not left.pools.keys() & before.pools.keys()
+
+
+def test_a_pool_that_loses_its_last_backend_is_replaced() -> None:
+    """Its service gets another pool at the same time: it must see both at once."""
+    text = (
+        "pools: {one: {backends: {a: {address: 10.0.0.1}}}, two: {backends: {b: {address: 10.0.0.2}}}}\n"
+        "services: {www: {addresses: [192.0.2.10], ports: [80/tcp], pools: [one]}}\n"
+    )
+    before = compiled(text)
+    empty = text.replace("10.0.0.1}", "10.0.0.1, state: drain}").replace("[one]", "[one, two]")
+    assert not compiled(empty, before.state).pools.keys() & before.pools.keys()
+
+
+# ---- drains
+
+DRAINING = f"""\
+pools:
+  web: {{drain: {{grace: 60s}}, backends: {{a: {{address: 10.0.0.1}}, b: {{address: 10.0.0.2, state: drain}}}}}}
+services: {{www: {{{PLAIN}}}}}
+"""
+GRACE = encode.ticks(60)
+
+
+def drained(text: str, actual: State, now: int) -> abi.Backend:
+    desired = compile_config(
+        configuration.load(HEAD + text), NODE, actual, Surroundings(), ROOM, now
+    )
+    return desired.state.backends[ids.index(desired.backends["web", "b"])]
+
+
+def test_a_deadline_is_set_once_and_comes_nearer_only() -> None:
+    first = drained(DRAINING, State(), 1000)
+    assert first.until == 1000 + GRACE
+    state = State(backends={ids.index(first.id): first})
+    assert drained(DRAINING, state, 1010) == first
+    assert drained(DRAINING.replace("60s", "1h"), state, 1010) == first
+    assert drained(DRAINING.replace("60s", "10s"), state, 1010).until == 1010 + encode.ticks(10)
+    assert drained(DRAINING.replace("grace: 60s", "then: keep"), state, 1010).until == KEPT
+    assert drained(DRAINING.replace("state: drain", "weight: 0"), state, 1010).until == 0
+
+
+def test_at_the_deadline_the_backend_gets_an_id_that_no_flow_names() -> None:
+    first = drained(DRAINING, State(), 1000)
+    state = State(backends={ids.index(first.id): first})
+    assert drained(DRAINING, state, first.until - 1).id == first.id
+    after = drained(DRAINING, state, first.until)
+    assert (after.id != first.id, after.until) == (True, OVER)
+    assert drained(DRAINING, State(backends={ids.index(after.id): after}), 99999) == after

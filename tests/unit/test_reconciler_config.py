@@ -10,7 +10,17 @@ import jsonschema
 import pytest
 
 from reconciler import config, node
-from reconciler.model import AdminState, CheckType, Forward, HashOn, Method, Port, Proto
+from reconciler.model import (
+    AdminState,
+    CheckType,
+    Drain,
+    Forward,
+    HashOn,
+    Method,
+    Port,
+    Proto,
+    Then,
+)
 from reconciler.parts import node_problems
 from reconciler.problems import Rejected
 
@@ -20,6 +30,7 @@ defaults:
   forward: dsr
   balance: {hash: source}
   idle: {tcp: 1h}
+  drain: {grace: 1m}
 checks:
   alive: {type: http, path: /up, host: www, expect: [200-204, 401], every: 500ms, timeout: 100ms, fall: 5}
   open: {type: tcp, port: 9000}
@@ -27,6 +38,7 @@ pools:
   web:
     check: alive
     initial: up
+    drain: {then: keep}
     backends:
       web1: {address: 10.1.2.101, port: 8080}
       web2: {address: "2001:db8:2::2", port: 8080, weight: 50, state: drain, reason: new kernel}
@@ -82,7 +94,9 @@ def test_everything_that_a_file_can_say() -> None:
     assert (www.panic, www.gate, www.echo, www.flows) == (20, 100, True, False)
     assert www.fail_closed
     assert www.keep_down
-    assert www.origin.line == 18
+    assert www.origin.line == 20
+    assert found.pools["web"].drain == Drain(60, Then.KEEP)
+    assert found.pools["any"].drain == found.drain == Drain(60, Then.FLUSH)
     assert (found.guardrails.removed_services, found.guardrails.removed_backends) == (10, 34)
 
 
@@ -149,6 +163,8 @@ WRONG = [
     ("www: {", "-www: {", "'-www' is not a name"),
     ("services:", "service:", "unknown key 'service'"),
     ("pools:\n", "drain: 5m\npools:\n", "unknown key 'drain'"),
+    ("{backends: {web1", "{drain: 5m, backends: {web1", "expected a mapping, not '5m'"),
+    ("{backends: {web1", "{drain: {then: kepe}, backends: {web1", "'kepe' is none of flush, keep"),
     ("{backends: {web1", "{check: alive, backends: {web1", "there is no check 'alive'"),
     ("{backends: {web1", "{initial: up, backends: {web1", "'initial' needs a check"),
 ]

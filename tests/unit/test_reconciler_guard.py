@@ -1,12 +1,13 @@
 """How much change is too much."""
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
 from reconciler.guard import OVERRIDE
 from reconciler.look import View
-from reconciler.model import Backend, Config, Guardrails, Pool, Port, Proto, Service
+from reconciler.model import AdminState, Backend, Config, Guardrails, Pool, Port, Proto, Service
 from tests.support.configs import VIPS
 from tests.support.fake_dataplane import FakeMaps
 from tests.support.looks import view_of
@@ -105,3 +106,16 @@ def test_a_new_address_is_no_removal() -> None:
     view, _ = change(before, Config(before.services, {"p": Pool("p", moved)}, LIMITS))
     assert not view.refused
     assert not view.findings
+
+
+def test_who_drains_may_go_whatever_the_limit() -> None:
+    """They serve nobody new: only the others count, among those who go and those who are there."""
+    before = world(1, 9)
+    pool = before.pools["p"]
+    drained = {
+        name: replace(one, state=AdminState.DRAIN) if name in ("b6", "b7", "b8") else one
+        for name, one in pool.backends.items()
+    }
+    draining = replace(before, pools={"p": replace(pool, backends=drained)})
+    assert not change(draining, world(1, 4))[0].refused
+    assert change(draining, world(1, 3))[0].refused

@@ -59,3 +59,9 @@ def test_replacements_need_room_beside_what_they_replace() -> None:
 def test_names_are_told_apart() -> None:
     assert len({hashed(f"web/{i}") for i in range(10000)}) == 10000
     assert 0 < hashed("web/web1") < 1 << 64
+
+
+def test_an_index_with_an_entry_is_not_given_away_even_if_its_name_has_another() -> None:
+    """What an interrupted apply leaves behind: one name, two entries."""
+    known = {"a": ids.make(2, 1)}
+    assert ids.assign("x", ["a", "b"], known, {}, 8, taken=[1, 2])["b"] == ids.make(3, 1)

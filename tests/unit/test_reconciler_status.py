@@ -9,6 +9,7 @@ import pytest
 from bpf import abi
 from reconciler import status_text
 from reconciler.conditions import Condition, Holds, Observed, Trouble, Type, follow, judge
+from reconciler.drain import KEPT
 from reconciler.facts import Facts
 from reconciler.portrait import EMPTY, portrait
 from reconciler.rates import Count, Rate, Reading, Window, rate
@@ -247,3 +248,12 @@ def test_conditions_of_the_document_are_those_of_the_facts() -> None:
         False,
         "2027",
     )
+
+
+def test_flows_that_are_kept_have_no_time_left_to_tell() -> None:
+    found = facts()
+    kept = abi.Backend.from_bytes(bytes(found.state.backends[3]))
+    kept.until = KEPT
+    state = replace(found.state, backends={**found.state.backends, 3: kept})
+    (drain,) = build(replace(found, state=state)).drains
+    assert (drain.flows_left, drain.seconds_left) == (2, None)
