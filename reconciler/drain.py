@@ -26,6 +26,12 @@ class Leaving:
     flows: int
     until: int  # tick; KEPT: no deadline; OVER: flushed
 
+    def progress(self, now: int) -> str:
+        if self.until == OVER:
+            return "drained"
+        end = "kept" if self.until == KEPT else f"{(self.until - now) * encode.TICK:.0f} s left"
+        return f"{self.flows} live flow{'' if self.flows == 1 else 's'}, {end}"
+
 
 @dataclass(frozen=True, slots=True)
 class Policies:

@@ -75,6 +75,7 @@ class Plan:
     writes: Mapping[str, int]
     deletes: Mapping[str, int]
     live_flows: int = 0  # of backends that change
+    drains: tuple[str, ...] = ()  # how far they are
     made: Commit = NO_COMMIT
     against: str = ""  # the file that it was compared with, instead of the maps
     plan_id: str = ""
@@ -91,6 +92,7 @@ class Plan:
             "drift": [change.document() for change in self.drift],
             "guards": [guard.document() for guard in self.guards],
             "live_flows": self.live_flows,
+            "drains": list(self.drains),
             "map_writes": dict(self.writes),
             "map_deletes": dict(self.deletes),
             "bound": dict(self.bound),
@@ -133,6 +135,11 @@ def describe(
         writes=_count(view.ops, removals=False),
         deletes=_count(view.ops, removals=True),
         live_flows=sum(map(_live_flows, changes)),
+        drains=tuple(
+            sorted(
+                f"{names.backend(one.name).name}: {one.progress(live.now)}" for one in view.drains
+            )
+        ),
         made=made,
     )
 

@@ -55,6 +55,7 @@ def _summary(plan: Plan) -> Iterator[str]:
         yield from _maps(plan)
     if plan.live_flows:
         yield f"Flows: {plan.live_flows} live on the backends concerned."
+    yield from (f"Drain: {drain}" for drain in plan.drains)
     yield from (f"Guard: {guard.text}" for guard in plan.guards)
 
 

@@ -230,3 +230,29 @@ def test_only_a_saved_plan_of_this_format_is_taken() -> None:
     ):
         with pytest.raises(Unreadable):
             bound(wrong)
+
+
+LEAVING = OLD.replace("      web2: {address: 10.0.0.2, port: 8080}\n", "").replace(
+    "port: 53}", "port: 53, state: drain}"
+)
+
+
+def test_the_progress_of_drains_is_said_whether_the_file_names_them_or_not() -> None:
+    maps = FakeMaps()
+    old, new = configuration.load(OLD), configuration.load(LEAVING)
+    maps.apply(view_of(old, maps).ops)
+    maps.live = {entry.id & 0xFFFFF: 3 for entry in maps.read().backends.values()}
+    said = described(maps, old, new, same=False).drains
+    assert said == ("dns/dns1: 3 live flows, 301 s left", "web/web2: 3 live flows, 301 s left")
+    assert f"Drain: {said[0]}" in report_text.text(described(maps, old, new, same=False))
+
+
+def test_the_end_of_a_drain_is_no_drift() -> None:
+    maps = FakeMaps()
+    old, new = configuration.load(OLD), configuration.load(LEAVING)
+    maps.apply(view_of(old, maps).ops)
+    maps.live = {entry.id & 0xFFFFF: 3 for entry in maps.read().backends.values()}
+    maps.apply(view_of(new, maps).ops)
+    ends = view_of(new, maps, now=1000).ops
+    assert {op.where for op in ends} == {Where.BACKENDS, Where.PREFILTER}
+    assert list(report.drift(ends, maps.read())) == []
