@@ -144,6 +144,39 @@ def put_back(host: Host) -> None:
     host.lab.balancer.run("ping", "-c1", "-W5", "10.1.2.101")
 
 
+def notes(host: Host) -> dict[tuple[str, str], str]:
+    done = host.here("--node", str(host.node), "--output", "json")
+    found = json.loads(done.stdout)["findings"]
+    return {(one["name"], one["about"]): one["mend"] for one in found if one["level"] == "note"}
+
+
+@pytest.mark.parametrize(
+    ("name", "undo"),
+    [("rx-vlan", "ethtool -K wan rxvlan on"), ("queues", "ethtool -L wan rx 1 tx 1")],
+)
+def test_what_a_note_names_is_mended_by_its_command_too(host: Host, name: str, undo: str) -> None:
+    before = notes(host)
+    if (name, "wan") not in before:
+        pytest.skip(f"needs an interface with something to note about {name}: this one has not")
+    host.lab.balancer.run("sh", "-c", before[name, "wan"])
+    assert notes(host).keys() == before.keys() - {(name, "wan")}
+    host.lab.balancer.run("sh", "-c", undo)
+    assert notes(host) == before
+
+
+def test_gro_is_in_the_way_of_a_program_in_generic_mode_only(host: Host) -> None:
+    assert host.doctor(code=0) == []
+    host.node.write_text(NODE.replace("mode: native", "mode: generic"))
+    try:
+        (found,) = host.doctor(code=2)
+        assert (found["name"], found["about"]) == ("gro", "wan")
+        host.lab.balancer.run("sh", "-c", found["mend"])
+        assert host.doctor(code=0) == []
+    finally:
+        host.node.write_text(NODE)
+        host.lab.balancer.run("ethtool", "-K", "wan", "gro", "on")
+
+
 def test_a_mount_namespace_without_the_bpf_file_system_is_told(host: Host) -> None:
     inside = 'umount --recursive /sys/fs/bpf; exec "$@"'
     found = host.doctor("unshare", "--mount", "sh", "-c", inside, "sh", code=2)

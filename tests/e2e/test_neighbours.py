@@ -1,5 +1,9 @@
 """Next hops and interfaces as they change under a running daemon: who is sent to, how soon, and out of where."""
 
+import contextlib
+import os
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from ipaddress import ip_address
@@ -8,6 +12,7 @@ import pytest
 
 from bpf import abi
 from bpf.kernel import Instance
+from reconciler.netlink import Changed, Listener
 from tests.support import lab as labs
 from tests.support.balancer import CONFIG, PORT, Balancer
 from tests.support.lab import BALANCER, SERVICE, Backend
@@ -209,3 +214,30 @@ def test_an_interface_that_disappears_and_returns_is_attached_again(box: Box) ->
 def lan_of(box: Box) -> int:
     with box.lab.balancer.entered(), Instance.open(box.name, read_only=True) as instance:
         return {found.interface: found.ifindex for found in instance.attachments()}.get("lan", 0)
+
+
+def test_when_events_are_lost_anything_may_have_changed() -> None:
+    """The kernel drops events for which there is no room, and says only that it did."""
+    awake = threading.Event()
+    heard = Changed(0)
+
+    def lost() -> bool:
+        nonlocal heard
+        heard |= listener.heard()
+        return Changed.ROUTES in heard
+
+    place = Namespace(f"ek{os.getpid()}lost")
+    try:
+        place.sysctl("net.ipv6.conf.default.disable_ipv6=1")  # whose addresses come late
+        place.ip("link add va type veth peer name vb\nlink set va up\nlink set vb up\n")
+        with place.entered():
+            listener = Listener(awake.set)
+        with contextlib.closing(listener):
+            listener.rest = SOON / 2  # meanwhile nobody reads
+            listener._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+            news = "neigh add 10.1.{}.{} lladdr 02:00:00:00:00:01 dev va nud permanent\n"
+            place.ip("".join(news.format(n // 250, n % 250 + 1) for n in range(500)))
+            until(lost, what="word of lost events")
+            assert awake.is_set()
+    finally:
+        place.delete()
