@@ -95,6 +95,7 @@ class Neighbours:
         self._wanted: dict[Address, Via] = {}
         self._known: dict[Place, Neighbour] = {}
         self._managed: set[Place] = set()  # by us
+        self._told: dict[Place, bytes] = {}  # the MACs that `hops` told, or would
         self._asked_at = self._checked_at = -STALE
         self._doubted: dict[Address, float] = {}
         self._asking = False
@@ -135,6 +136,7 @@ class Neighbours:
             self._release()
             self._ask_for(via for via in self._wanted.values() if self._unkept(via))
             self._await(time.monotonic() + (wait or 0))
+        self._told = self._heard_of()
         return {
             address: _hop(via, self._known[via.place])
             for address, via in self._wanted.items()
@@ -217,12 +219,22 @@ class Neighbours:
             self._forget += 1
 
     def _meet(self, known: dict[Place, Neighbour]) -> None:
+        """Of backends' neighbours silence says nothing: only another MAC is news."""
         before, self._known = self._known, known
-        wanted = {via.place for via in self._wanted.values()}
-        if any(_mac(before, place) != _mac(known, place) for place in wanted):
+        told = self._told
+        self._told = self._heard_of()
+        if self._told != told:
             self._look += 1
-        if any(_mac(known, place) != was.mac for place, was in before.items()):
+        moved = any(self._told.get(place, mac) != mac for place, mac in told.items())
+        others = (place for place in before if place not in self._told)
+        if moved or any(_mac(known, place) != before[place].mac for place in others):
             self._forget += 1
+
+    def _heard_of(self) -> dict[Place, bytes]:
+        """The last MAC of each that is wanted, if it ever had one."""
+        places = {via.place for via in self._wanted.values()}
+        found = {place: _mac(self._known, place) or self._told.get(place) for place in places}
+        return {place: mac for place, mac in found.items() if mac}
 
     # ---- what the kernel says
 

@@ -12,6 +12,7 @@ import pytest
 
 from bpf import abi
 from bpf.kernel import Instance
+from reconciler.neigh import Neighbours
 from reconciler.netlink import Changed, Listener
 from tests.support import lab as labs
 from tests.support.balancer import CONFIG, PORT, Balancer
@@ -241,3 +242,30 @@ def test_when_events_are_lost_anything_may_have_changed() -> None:
             assert awake.is_set()
     finally:
         place.delete()
+
+
+def test_a_backend_that_is_sought_and_still_there_is_no_news() -> None:
+    near, far = (Namespace(f"ek{os.getpid()}{name}") for name in ("near", "far"))
+    address = ip_address("10.1.0.2")
+    try:
+        for place in (near, far):
+            place.sysctl("net.ipv6.conf.default.disable_ipv6=1")
+        near.ip(f"link add eth0 type veth peer name eth0 netns {far.name}\n")
+        near.ip("link set eth0 up\naddr add 10.1.0.1/24 dev eth0\n")
+        far.ip("link set eth0 up\naddr add 10.1.0.2/24 dev eth0\n")
+        until(lambda: "state UP" in near.run("ip", "link", "show", "eth0"), what="the link")
+        with near.entered(), Neighbours() as neighbours:
+            neighbours.follow(lambda: None)
+            hop = neighbours.hops([address], wait=5)[address]
+            assert hop.dmac == far.mac("eth0")
+            before = neighbours.changes()
+            neighbours.doubt([address])
+            until(lambda: "REACHABLE" in near.run("ip", "neigh"), what="an answer")
+            assert neighbours.changes() == before
+            change_mac(far, 4)
+            far.run("ping", "-c1", "-W5", "10.1.0.1")
+            until(lambda: neighbours.changes().look > before.look, what="news")
+            assert neighbours.changes().forget > before.forget
+    finally:
+        near.delete()
+        far.delete()
