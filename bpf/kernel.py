@@ -138,6 +138,12 @@ class Instance:
         maps = _typed(loaded.maps, tables.parent if tables else None)
         return Instance(self.name, maps, loaded.program, loaded.sweep, home=None)
 
+    @classmethod
+    def unpinned(cls, name: str, sizes: Sizes, object_path: Path | None = None) -> Instance:
+        """A program with maps of its own, seen by nobody else and gone when it is closed."""
+        loaded = program.load(object_path or default_object(), sizes, {})
+        return cls(name, _typed(loaded.maps, None), loaded.program, loaded.sweep, home=None)
+
     def sizes(self) -> Sizes:
         """What the maps were made with."""
         return Sizes(**{

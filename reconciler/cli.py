@@ -48,6 +48,7 @@ from reconciler.start import (
     once,
     place_of,
 )
+from reconciler.trials import tried
 
 EXAMPLES = """\
 examples:
@@ -270,20 +271,23 @@ def validate_files(options: argparse.Namespace) -> int:
     wrong = 0
     for path in files:
         try:
-            _validate(path, node)
-            print(f"{path}: ok")
+            print(f"{path}: ok{_validate(path, node)}")
         except Rejected as error:
             wrong += 1
             print(error, file=sys.stderr)
     return REJECTED if wrong else DONE
 
 
-def _validate(path: Path, node: Node | None) -> None:
+def _validate(path: Path, node: Node | None) -> str:
+    """How its tests were run, if it has any."""
     text = path.read_text()
     config = configuration.load(text, str(path))
-    found = node_problems(config, node) if node else []
-    if found:
+    if node and (found := node_problems(config, node)):
         raise Rejected(str(path), found, text)
+    tests = tried(config, node)
+    if tests.problems:
+        raise Rejected(str(path), tests.problems, text)
+    return f"; {tests}" if tests.count else ""
 
 
 def print_schema(options: argparse.Namespace) -> int:

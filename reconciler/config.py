@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from reconciler import checks as check_options
-from reconciler import shape, yamlpos
+from reconciler import expectations, shape, yamlpos
 from reconciler.checks import seconds as seconds  # noqa: PLC0414 - others read durations too
 from reconciler.model import (
     Address,
@@ -84,10 +84,11 @@ class _Reader:
         services = {name: self._service(name, at, pools) for name, at in self._section("services")}
         self._frontends_are_unique(services)
         self._no_loops(services, pools)
+        tests = expectations.read(self._root.get("tests", ()), services, pools, self._complain)
         if self._problems:
             raise Rejected(self._file, self._problems, self._text)
         guardrails = _guardrails(self._root.get("guardrails", {}))
-        return Config(services, pools, guardrails, self._drain({}))
+        return Config(services, pools, guardrails, self._drain({}), tests)
 
     def _section(self, name: str) -> list[tuple[str, Map]]:
         return list(self._root.get(name, {}).items())

@@ -34,6 +34,7 @@ from reconciler.report import Apart, Plan
 from reconciler.revision import Revision, revision
 from reconciler.saved import Bound, live_digest
 from reconciler.start import DONE, PENDING, REFUSED, follower_of, node_of, place_of
+from reconciler.trials import tried
 
 Flows = dict[int, int]  # live ones, by backend index
 Found = tuple[Live, Flows, abi.Meta | None]
@@ -193,6 +194,7 @@ def _loaded(path: Path, node: Node | None) -> tuple[Revision, Config]:
     read = revision(str(path), path.read_bytes())
     config = configuration.load(read.text, read.path)
     problems = node_problems(config, node) if node else []
+    problems = problems or list(tried(config, node).problems)
     if problems:
         raise Rejected(read.path, problems, read.text)
     return read, config

@@ -39,6 +39,7 @@ from reconciler.problems import SHOWN, Rejected
 from reconciler.revision import Revision
 from reconciler.source import Poke, Source
 from reconciler.sources import STATE_ROOT
+from reconciler.trials import tried
 from reconciler.watching import Hint
 
 TICK = 1.0  # how long a change may go unnoticed when no event told of it
@@ -89,9 +90,13 @@ def writer(place: Place) -> Iterator[None]:
 def meaning(revision: Revision, node: Node) -> Config:
     """The configuration in the revision, if it suits this node."""
     config = configuration.load(revision.text, revision.path)
-    problems = node_problems(config, node)
-    if problems:
+    if problems := node_problems(config, node):
         raise Rejected(revision.path, problems, revision.text)
+    tests = tried(config, node)
+    if tests.problems:
+        raise Rejected(revision.path, tests.problems, revision.text)
+    if tests.count:
+        log.info("%s: %s hold", revision.path, tests)
     return config
 
 

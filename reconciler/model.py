@@ -181,11 +181,43 @@ class Guardrails:
 
 
 @dataclass(frozen=True, slots=True)
+class Packet:
+    """The first of a client's."""
+
+    source: Address
+    sport: int
+    destination: Address
+    dport: int
+    proto: Proto
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What has to be true of a packet; what is empty may be anything."""
+
+    service: str = ""
+    pool: str = ""
+    backend: str = ""  # pool/name
+    verdict: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """What the file says about itself."""
+
+    name: str
+    packet: Packet
+    expect: Expectation
+    at: tuple[int, int] = field(default=(0, 0), compare=False)  # line and column
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     services: Mapping[str, Service]
     pools: Mapping[str, Pool]
     guardrails: Guardrails = Guardrails()
     drain: Drain = Drain()  # of pools that are not in the file any more
+    tests: tuple[Test, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
