@@ -70,6 +70,7 @@ class Observed:
     reported_at: float | None = None  # of health.json
     checker: tuple[str, ...] = ()  # what hinders healthcheck, as it says
     stalled: Trouble | None = None
+    left: int = 0  # entries that others changed and that are not repaired
     suspended: Trouble | None = None
     overrides: tuple[str, ...] = ()
 
@@ -118,6 +119,9 @@ def _in_sync(seen: Observed) -> Condition:
         return Condition(Type.IN_SYNC, Holds.FALSE, seen.apply.reason, seen.apply.message)
     if seen.refused:
         return Condition(Type.IN_SYNC, Holds.FALSE, "RemovalsRefused", "; ".join(seen.refused))
+    if seen.left:
+        message = f"{seen.left} map entries that others changed are left as they are: see drift"
+        return Condition(Type.IN_SYNC, Holds.FALSE, "DriftLeft", message)
     if not seen.converged:
         return Condition(Type.IN_SYNC, Holds.UNKNOWN, "NoPassYet")
     return Condition(Type.IN_SYNC, Holds.TRUE, "Converged")

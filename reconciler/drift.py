@@ -12,7 +12,10 @@ from bpf import abi
 from reconciler import ids
 from reconciler.dataplane import Op, Put, State, Where
 from reconciler.drain import OVER
+from reconciler.model import DriftPolicy
 
+REPAIRS = 5  # of one entry within SPAN: somebody else wants it otherwise
+SPAN = 300.0  # seconds; also how long nobody is fought then
 FORCED = int(abi.BackendFlag.FORCED_UP | abi.BackendFlag.FORCED_DOWN)
 DERIVED = (Where.SETTINGS, Where.SPARES)  # of the node, and of health
 
@@ -76,10 +79,13 @@ def _settled(entry: abi.Service) -> abi.Service:
 
 
 def _unrouted(entry: abi.Backend) -> abi.Backend:
+    """Whatever its next hop, what an operator forces, and how far it is drained."""
     plain = abi.Backend.from_bytes(bytes(entry))
     plain.flags &= ~FORCED
-    plain.ifindex = plain.mtu = 0
+    plain.ifindex = plain.mtu = plain.until = 0
     plain.dmac = plain.smac = (0,) * 6
+    if plain.flags & abi.BackendFlag.NO_NEW:
+        plain.id = ids.index(plain.id)  # flushing its flows gave it another one
     return plain
 
 
@@ -87,3 +93,87 @@ def _unhurried(entry: abi.Settings) -> abi.Settings:
     plain = abi.Settings.from_bytes(bytes(entry))
     plain.hop_epoch = 0
     return plain
+
+
+# ---- what is done about it
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A difference, when it was found, and the last time when it was not there."""
+
+    what: Difference
+    found: float
+    well: float
+
+
+class Vigil:
+    """What differs since when, and whether somebody fights for it. The caller tells the time."""
+
+    def __init__(self, policy: DriftPolicy) -> None:
+        self._policy = policy
+        self._well = 0.0  # when everything was as it should be
+        self._repairs: dict[tuple[Where, Any], list[float]] = {}
+        self._yields = 0.0  # until when nobody is fought
+        self.seen: tuple[Seen, ...] = ()
+        self.fought: tuple[Difference, ...] = ()
+
+    def look(self, found: Iterable[Difference], now: float, applied_at: float) -> bool:
+        """What a pass finds; whether it is to be left as it is."""
+        known = {(one.what.where, one.what.key): one for one in self.seen}
+        well = max(self._well, applied_at)
+        fresh = tuple(Seen(one, now, well) for one in found)
+        self.seen = tuple(known.get((one.what.where, one.what.key), one) for one in fresh)
+        if not self.seen:
+            self._well = now
+        if not self.seen and now >= self._yields:
+            self.fought = ()
+        if self._policy is not DriftPolicy.RESTORE:
+            return bool(self.seen)
+        return bool(self.seen) and self._is_fought(now)
+
+    @property
+    def left(self) -> int:
+        """How many entries differ and stay so, and nobody said that this is no matter."""
+        return 0 if self._policy is DriftPolicy.IGNORE else len(self.seen)
+
+    def repaired(self, now: float, *, left: bool) -> None:
+        """The pass wrote what it found different, unless it left it."""
+        if left:
+            return
+        for one in self.seen:
+            times = self._repairs.setdefault((one.what.where, one.what.key), [])
+            times[:] = [*(time for time in times if now - time < SPAN), now]
+        self.seen, self._well = (), now
+
+    def anew(self) -> None:
+        """Something else is to be applied: what was, is no measure any more."""
+        self.seen, self.fought, self._yields = (), (), 0.0
+        self._repairs.clear()
+
+    def _is_fought(self, now: float) -> bool:
+        if now < self._yields:
+            return True
+        fought = [one.what for one in self.seen if self._often(one.what, now)]
+        if not fought:
+            return False
+        self.fought, self._yields = tuple(fought), now + SPAN
+        self._repairs.clear()
+        return True
+
+    def _often(self, one: Difference, now: float) -> bool:
+        times = self._repairs.get((one.where, one.key), [])
+        return sum(now - time < SPAN for time in times) >= REPAIRS
+
+
+def harmless(ops: Iterable[Op], actual: State) -> tuple[Op, ...]:
+    """Those that may be carried out while drift is left: what health and next hops ask for."""
+    present = {entry.id for entry in actual.backends.values()}
+    return tuple(op for op in ops if isinstance(op, Put) and _keeps(op, actual, present))
+
+
+def _keeps(op: Put, actual: State, present: set[int]) -> bool:
+    if op.where is Where.SPARES:
+        return present.issuperset(op.value)
+    before = actual[op.where].get(op.key)
+    return before is not None and (op.where is Where.SETTINGS or _expected(op, before))

@@ -11,29 +11,32 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bpf import abi
 from bpf.kernel import Instance, KernelError, Mode, now_tick
 from bpf.pins import Pins
 from reconciler import config as configuration
-from reconciler import published, report
+from reconciler import published
 from reconciler.compile import Surroundings
 from reconciler.counting import Books
 from reconciler.dataplane import State
 from reconciler.desk import Desk
 from reconciler.drain import leaving
+from reconciler.drift import Seen, Vigil, differences, harmless
 from reconciler.follow import Accepted, Follower
 from reconciler.history import History, Result
 from reconciler.ids import NoRoom
 from reconciler.look import Live, View, look
 from reconciler.maps import PinnedMaps
-from reconciler.model import Address, Config, Node
+from reconciler.model import Address, Config, DriftPolicy, Node
+from reconciler.names import key_text
 from reconciler.neigh import Changes, Neighbours, failing
 from reconciler.overrides import Overrides, Unusable, in_force
 from reconciler.overriding import OverrideFile
 from reconciler.parts import node_problems
+from reconciler.pinning import pin_again
 from reconciler.plan import plan
 from reconciler.problems import SHOWN, Rejected
 from reconciler.revision import Revision
@@ -150,6 +153,8 @@ class Reconciler:
         self.history = History(place.state_dir / "history")
         self._set: Overrides = ()
         self.drift: tuple[str, ...] = ()  # that the last pass found
+        self.vigil = Vigil(node.drift)
+        self._verified = b""  # digest of what this process has once found to be in the maps
         self.unattached: KernelError | None = None  # why an interface has no program
 
     def reconcile(self, accepted: Accepted, *, wait: float = 0, stale_hops: bool = False) -> View:
@@ -172,9 +177,14 @@ class Reconciler:
         self._neighbours.doubt(failing(actual.backends, live.health))
         allowed = self._allow_removals or accepted.allow_removals
         view = look(accepted.config, self._node, live, allow_removals=allowed)
-        self.drift = self._drift(view, actual, accepted.revision)
+        unpinned = pin_again(self.instance)
+        view, left = self._watched(view, actual, accepted.revision)
+        self.drift += tuple(f"map {name}: was not pinned any more" for name in unpinned)
+        self.drift += self._detached(accepted.revision)
+        if self.drift:
+            log.warning("drift: %s", "; ".join(self.drift[:SHOWN]))
         self.books.follow(view.desired)
-        self._apply(view, accepted.revision)
+        self._apply(view, accepted.revision, left)
         self.unattached = self._attach()
         self._tell(view, accepted)
         return view
@@ -187,19 +197,32 @@ class Reconciler:
             log.error("%s", error)  # noqa: TRY400
         return in_force(self._set, self._clock())
 
-    def _drift(self, view: View, actual: State, revision: Revision) -> tuple[str, ...]:
-        """What differs although nothing else was configured meanwhile."""
+    def _watched(self, view: View, actual: State, revision: Revision) -> tuple[View, bool]:
+        """What others changed; and the view without repairing it, where it is to be left."""
         meta = self.instance.maps.meta.get(0)
-        if meta is None or bytes(meta.digest) != revision.digest or meta.phase:
-            return ()
-        found = tuple(
-            f"{one.kind} {one.name}: {one.detail}" for one in report.drift(view.ops, actual)
-        )
-        if found:
-            log.warning("drift: %s", "; ".join(found[:SHOWN]))
-        return found
+        if meta is None or not self._was_applied(revision):
+            self.vigil.anew()
+            return view, False
+        left = self.vigil.look(differences(view.ops, actual), self._clock(), meta.applied_at)
+        if self._node.drift is not DriftPolicy.IGNORE:
+            self.drift = tuple(map(in_words, self.vigil.seen))
+        return (replace(view, ops=harmless(view.ops, actual)) if left else view), left
 
-    def _apply(self, view: View, revision: Revision) -> None:
+    def _was_applied(self, revision: Revision) -> bool:
+        """Whether the maps were made from just this, so that what differs is others' doing."""
+        meta = self.instance.maps.meta.get(0)
+        if meta is None or bytes(meta.digest) != revision.digest:
+            return False
+        return not meta.phase or self._verified == revision.digest
+
+    def _detached(self, revision: Revision) -> tuple[str, ...]:
+        if not self._was_applied(revision):
+            return ()
+        attached = {found.interface for found in self.instance.attachments()}
+        gone = sorted(self._node.interfaces.keys() - attached)
+        return tuple(f"interface {name}: the program was not attached any more" for name in gone)
+
+    def _apply(self, view: View, revision: Revision, left: bool) -> None:
         meta = self.instance.maps.meta
         before = meta.get(0)
         after = self._next(before, revision)
@@ -207,11 +230,13 @@ class Reconciler:
             return
         meta.put(0, published.applying(after))
         self.dataplane.apply(view.ops)
-        if plan(view.held, self.dataplane.read()):
+        self.vigil.repaired(self._clock(), left=left)
+        if not left and plan(view.held, self.dataplane.read()):
             raise NotConverged(
                 f"the maps of {self.instance.name} are not what was written: does something else"
                 " write them? Trying again"
             )
+        self._verified = revision.digest
         meta.put(0, after)
         log.info("generation %d: %d map writes", after.generation, len(view.ops))
 
@@ -253,6 +278,14 @@ class Reconciler:
         published.publish_json(self._place.run_dir / "targets.json", document)
         if not view.refused:
             published.publish(self._place.applied, accepted.revision.text)
+
+
+def in_words(one: Seen) -> str:
+    """A difference as people read it, and since when."""
+    what = one.what
+    well, found = (time.strftime("%H:%M:%S", time.localtime(at)) for at in (one.well, one.found))
+    said = f"{what.where.value} {key_text(what.key)}: {what.how}"
+    return f"{said}, since between {well} and {found}"
 
 
 def _same(before: abi.Meta, after: abi.Meta) -> bool:
@@ -363,6 +396,7 @@ class Daemon:
         keep(self._reconciler, self.follower, outcome)
         kept = self._reconciler.history.generations()
         drift = self._reconciler.drift
+        self._desk.observer.watch(self._reconciler.vigil)
         self._desk.went(accepted.config, outcome, time.monotonic() - began, kept, drift)
 
     def _rests(self) -> bool:

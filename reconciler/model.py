@@ -38,6 +38,14 @@ class AdminState(StrEnum):
     DOWN = "down"
 
 
+class DriftPolicy(StrEnum):
+    """What is done about map entries that others changed."""
+
+    RESTORE = "restore"
+    REPORT = "report"
+    IGNORE = "ignore"
+
+
 class Forward(StrEnum):
     NAT = "nat"
     FULLNAT = "fullnat"
@@ -235,3 +243,4 @@ class Node:
     latency_sample: int = 1024  # one packet in so many; 0: none
     listen: str = "127.0.0.1:9160"  # status and metrics; off: nowhere
     control_group: str = ""  # whose members may command
+    drift: DriftPolicy = DriftPolicy.RESTORE

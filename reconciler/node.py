@@ -4,7 +4,7 @@ import ipaddress
 import math
 
 from reconciler.config import MAX_PORT, parse
-from reconciler.model import Address, Node
+from reconciler.model import Address, DriftPolicy, Node
 from reconciler.problems import Problem, Rejected
 from reconciler.yamlpos import Map
 
@@ -26,6 +26,7 @@ def load(text: str, file: str = "node.yaml") -> Node:
         latency_sample=_power_of_two(root, found),
         listen=_listen(root, found),
         control_group=root.get("control-group", ""),
+        drift=DriftPolicy(root.get("drift", "restore")),
     )
     if found:
         raise Rejected(file, found, text)

@@ -20,12 +20,14 @@ from reconciler.board import Board
 from reconciler.conditions import Condition, Holds, Observed, Trouble, Type
 from reconciler.counting import Books
 from reconciler.dataplane import State
+from reconciler.drift import REPAIRS, SPAN, Difference, Vigil
 from reconciler.facts import Attempt, Daemon, Facts, Moment, Past, Suspend
 from reconciler.follow import Following
 from reconciler.healthfile import HealthFile
 from reconciler.history import Generation
 from reconciler.look import View
 from reconciler.model import Config, Node
+from reconciler.names import key_text
 from reconciler.overrides import Overrides
 from reconciler.rates import Window
 from reconciler.revision import Revision
@@ -74,6 +76,7 @@ class Observer:
         self.history: tuple[Past, ...] = ()
         self._drift: tuple[str, ...] = ()
         self._drifted = 0
+        self._left = 0  # entries that differ and are not repaired
         self.stalled: Trouble | None = None
 
     # ---- what the loop says
@@ -103,6 +106,12 @@ class Observer:
         """What the last pass found changed by others; it was repaired unless that pass failed."""
         self._drift = found
         self._drifted += len(found)
+
+    def watch(self, vigil: Vigil) -> None:
+        """What of it was left as it is, and why."""
+        fought = vigil.fought
+        self.stalled = Trouble("Fighting", _fight(fought)) if fought else None
+        self._left = vigil.left
 
     def recall(self, generations: Iterable[Generation]) -> None:
         self.history = past(generations)
@@ -165,6 +174,7 @@ class Observer:
             reported_at=report.at if report else None,
             checker=report.troubles if report else (),
             stalled=self.stalled,
+            left=self._left,
             suspended=following.suspended,
             overrides=tuple(f"{one.name} {one.state}: {one.reason}" for one in overrides),
         )
@@ -222,6 +232,15 @@ class Observer:
             map_writes=self._writes,
             drift_found=self._drifted,
         )
+
+
+def _fight(fought: tuple[Difference, ...]) -> str:
+    first = fought[0]
+    return (
+        f"{first.where.value} {key_text(first.key)} was repaired {REPAIRS} times within"
+        f" {SPAN / 60:.0f} minutes and changed each time: something else writes the maps."
+        f" They are left alone for {SPAN / 60:.0f} minutes; find the other writer"
+    )
 
 
 def _checked(config: Config | None) -> bool:
