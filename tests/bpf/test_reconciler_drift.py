@@ -21,6 +21,7 @@ from reconciler.follow import Accepted
 from reconciler.look import View
 from reconciler.loop import NotConverged, Reconciler
 from reconciler.neigh import Neighbours
+from reconciler.pinning import pin_again
 from reconciler.revision import Revision
 from tests.support import frames
 from tests.support.box import CLIENT, WAN_LAN, Box, boxed, mac_of
@@ -265,6 +266,19 @@ def test_a_map_that_was_unpinned_is_pinned_again(box: Box) -> None:
         assert [key.port for key, _ in box.bed.instance.maps.frontends4.items() if key.port] == [80]
         daemon.passes()
         assert daemon.reconciler.drift == ()
+
+
+def test_a_new_process_cannot_reach_an_unpinned_map_and_says_which(box: Box) -> None:
+    box.write(TEXT)
+    box.run("--once")
+    pin = Pins.of(box.place.instance).map("frontends4")
+    pin.unlink()
+    try:
+        for mode in ("--once", "--dry-run"):
+            assert f"{pin}: not pinned" in box.run(mode, ok=(1,)).stderr
+    finally:
+        assert pin_again(box.bed.instance) == ("frontends4",)
+    box.run("--once")
 
 
 def unlinked(pin: Path) -> None:
