@@ -60,6 +60,33 @@ def test_the_model_and_the_program_never_differ(config: Config, sport: int) -> N
         assert said == expected, packet
 
 
+DOWN = """\
+apiVersion: evenkeel/v1
+pools:
+  web:
+    backends:
+      a: {address: 10.0.0.1}
+      b: {address: 10.0.0.2, state: down}
+      c: {address: 10.0.0.3, weight: 50}
+      d: {address: 10.0.0.4}
+services:
+  www: {addresses: [192.0.2.1], ports: [80/tcp], pools: [web]}
+  sticky: {addresses: [192.0.2.2], ports: [80/tcp], pools: [web], balance: {hash: source-port}}
+"""
+
+
+def test_past_a_backend_that_is_down_both_go_the_same_way() -> None:
+    staged = stage(configuration.load(DOWN), replace(NODE, table_size=251))
+    sent = [
+        Packet(SOURCES[4] + client, 41000, vip, 80, Proto.TCP)
+        for client in range(60)
+        for vip in VIPS[:2]
+    ]
+    said = _by_program(staged, sent)
+    assert said == [by_model(staged, packet) for packet in sent]
+    assert {one.backend for one in said} == {"web/a", "web/c", "web/d"}
+
+
 def test_a_test_is_run_by_the_program_and_leaves_nothing_behind() -> None:
     before = kernel.instances()
     config = configuration.load(
