@@ -155,6 +155,7 @@ WRONG = [
     ("[web]", "[web], flows: true", "true is none of on, off"),
     ("[web]", "[web], idle: {tcp: 5}", "expected text, not 5"),
     ("[web]", "[web], idle: {tcp: 5 minutes}", "'5 minutes' is not a duration"),
+    ("[web]", "[web], idle: {udp: 9000h}", "services[www].idle.udp: 9000h is longer than 8760h"),
     ("[web]", "[web], flows: off, balance: {method: random}", "does not go with random"),
     ("[web]", "[web], flows: off, forward: fullnat", "flows: off does not go with fullnat"),
     ("[web]", "[web], direct: true, forward: dsr", "direct does not go with dsr"),
@@ -168,6 +169,22 @@ WRONG = [
     ("{backends: {web1", "{check: alive, backends: {web1", "there is no check 'alive'"),
     ("{backends: {web1", "{initial: up, backends: {web1", "'initial' needs a check"),
 ]
+
+
+@pytest.mark.parametrize("time", ["8761h", "1281029h", "525601m", "31536001s"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "defaults: {idle: {tcp: %s}}",
+        "defaults: {drain: {grace: %s}}",
+        "checks: {a: {type: tcp, every: %s}}",
+        "checks: {a: {type: https, expiry-warning: %s}}",
+    ],
+)
+def test_no_duration_is_longer_than_a_year(said: str, time: str) -> None:
+    """What the maps hold of an idle time wraps after 146 years, and is short again."""
+    assert f": {time} is longer than 8760h" in errors(f"{PLAIN}{said % time}\n")
+    config.load(f"{PLAIN}{said % '8760h'}\n")
 
 
 @pytest.mark.parametrize(("right", "wrong", "message"), WRONG)
