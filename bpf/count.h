@@ -96,8 +96,10 @@ static __always_inline void count_live(__u32 backend, __s32 change)
 	__u32 index = backend & ID_INDEX_MASK;
 	__u32 *live_flows = bpf_map_lookup_elem(&live, &index);
 
-	if (live_flows && (change > 0 || *live_flows))
-		__sync_fetch_and_add(live_flows, change);
+	if (!live_flows)
+		return;
+	if (!__sync_fetch_and_add(live_flows, change) && change < 0)
+		__sync_fetch_and_add(live_flows, -change); /* never below none */
 }
 
 static __always_inline void count_new_flow(const struct packet *p)

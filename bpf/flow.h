@@ -298,7 +298,7 @@ static __always_inline bool gate_open(__u32 id, __u32 limit, __u32 now)
 	if (!state)
 		return true;
 	seen = state->gate;
-	if (seen >> 32 != now &&
+	if ((__s32)(now - (__u32)(seen >> 32)) > 0 && /* another CPU may be ahead */
 	    __sync_val_compare_and_swap(&state->gate, seen, (__u64)now << 32 | 1) == seen)
 		return true;
 	if ((__u32)state->gate >= limit)

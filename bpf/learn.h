@@ -156,7 +156,8 @@ static __always_inline bool promote(struct packet *p, const struct flow *opening
 		if (back)
 			back->state = flow.state;
 	}
-	put_flow(p->family, &p->tuple, &flow);
+	if (put_flow(p->family, &p->tuple, &flow))
+		return false;
 	drop_opening(p->family, &p->tuple, SIDE_CLIENT);
 	return true;
 }
@@ -176,6 +177,8 @@ static __always_inline int take_up(struct xdp_md *ctx, struct packet *p, const s
 {
 	if (!stands(p, flow, r))
 		return VERDICT_NO_FLOW;
+	if (p->fragment && r->service->forward == FORWARD_FULLNAT)
+		return VERDICT_FRAGMENT; /* its ports, which are not read, may be another flow's */
 	p->source_port = bpf_htons(flow->hop);
 	return sendable(ctx, p, r->service, r->backend);
 }

@@ -26,7 +26,7 @@ static __always_inline __u32 number_of(const struct hop *hop)
 
 	if (known)
 		return *known;
-	if (!dealer)
+	if (!dealer || dealer->ifindex >= 0xffff || !hop_of(dealer->ifindex + 1))
 		return 0;
 	number = __sync_fetch_and_add(&dealer->ifindex, 1) + 1;
 	if (number > 0xffff || bpf_map_update_elem(&hops, &number, hop, BPF_ANY))

@@ -93,6 +93,18 @@ def test_fullnat_takes_none(
     assert bed.remembered(net.version) == (0, 0, 0)
 
 
+@PIECES
+@both
+def test_fullnat_takes_none_even_for_a_flow_between_ports_0(
+    bed: Bed, net: Net, start: int, size: int
+) -> None:
+    """Its pieces carry ports that nobody reads: they could be another client's."""
+    bed.load(one(net, Forward.FULLNAT, frontends=any_port(net)))
+    bed.expect(net.frame(udp(0, 0)), Verdict.FORWARDED)
+    body = BODIES["UDP"](40000, 1234)
+    bed.expect(eth(cut(net.packet(body), start, size)), Verdict.FRAGMENT)
+
+
 @EVERY
 @both
 def test_all_pieces_go_to_one_backend_and_are_one_flow(

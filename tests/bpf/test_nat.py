@@ -387,3 +387,15 @@ def test_services_without_nat_translate_no_replies(bed: Bed, net: Net) -> None:
     bed.load(World((service(net, forward=Forward.DSR),)))
     bed.expect(net.frame(tcp(41000, 80)), Verdict.FORWARDED)
     bed.expect(reply(net, tcp(8080, 41000)), Verdict.NOT_OURS, at=BACKENDS)
+
+
+@both
+def test_numbers_of_next_hops_end_and_none_is_dealt_twice(bed: Bed, net: Net) -> None:
+    """Without a number the routes are asked for every reply."""
+    bed.load(one(net))
+    bed.maps.hop_ids.delete_many([hop for hop, _ in bed.maps.hop_ids.items()])
+    bed.maps.hops.put(0, abi.Hop(ifindex=0xFFFFFFFF))
+    dealt = bed.maps.hops.items()
+    bed.expect(net.frame(tcp(41000, 80, "S")), Verdict.FORWARDED)
+    bed.expect(reply(net, tcp(8080, 41000, "SA")), Verdict.RETURNED, at=BACKENDS)
+    assert bed.maps.hops.items() == dealt
