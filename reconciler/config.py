@@ -6,7 +6,7 @@ node that has room for it.
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from reconciler import checks as check_options
 from reconciler import expectations, shape, yamlpos
@@ -104,6 +104,9 @@ class _Reader:
         if address is None:
             message = f"{where}: {parent[key]!r} is no IPv4 or IPv6 address"
             self._complain(parent.values_at[key], message, "without a port or a prefix length")
+        elif kind := unfit(address):
+            mark = parent.values_at[key]
+            self._complain(mark, f"{where}: {address} is {kind.name}", kind.hint)
         return address
 
     def _pool(self, name: str, at: Map, checks: Mapping[str, Check]) -> Pool:
@@ -276,6 +279,33 @@ def _parsed(text: str) -> Address | None:
         return ipaddress.ip_address(text) if "%" not in text else None
     except ValueError:
         return None
+
+
+class Kind(NamedTuple):
+    """Addresses that no packet of ours can have."""
+
+    name: str
+    hint: str
+
+
+_BROADCAST = ipaddress.IPv4Address("255.255.255.255")
+
+
+def unfit(address: Address) -> Kind | None:
+    """Why nothing can be forwarded to this address, or sent from it."""
+    if isinstance(address, ipaddress.IPv6Address) and (inner := address.ipv4_mapped):
+        return Kind("an IPv4 address written as IPv6", f"write {inner}")
+    if address.is_unspecified:
+        return Kind("the unspecified address", "write the one that machines have")
+    if address.is_multicast:
+        return Kind("a multicast address", "write one that a single machine has")
+    if address == _BROADCAST:
+        return Kind("the broadcast address", "write one that a single machine has")
+    if address.is_loopback:
+        return Kind("a loopback address", "packets to it never leave a machine, or come from one")
+    if isinstance(address, ipaddress.IPv6Address) and address.is_link_local:
+        return Kind("a link-local address", "it has a meaning on one link only: use a global one")
+    return None
 
 
 def _guardrails(at: Mapping[str, Any]) -> Guardrails:

@@ -3,12 +3,13 @@
 import ipaddress
 import math
 
-from reconciler.config import MAX_PORT, parse
+from reconciler.config import MAX_PORT, parse, unfit
 from reconciler.model import Address, DriftPolicy, Node
 from reconciler.problems import Problem, Rejected
 from reconciler.yamlpos import Map
 
 LISTEN = "127.0.0.1:9160"
+MIN_NAT_PORT = 1024
 
 
 def load(text: str, file: str = "node.yaml") -> Node:
@@ -72,7 +73,10 @@ def _power_of_two(root: Map, found: list[Problem]) -> int:
 
 def _ports(root: Map, found: list[Problem]) -> tuple[int, int]:
     low, _, high = root.get("nat-ports", "20000-29999").partition("-")
-    if not int(low) <= int(high) <= MAX_PORT:
+    if int(low) < MIN_NAT_PORT:
+        message = f"nat-ports: {low}-{high} begins below {MIN_NAT_PORT}"
+        found.append(Problem(root.values_at["nat-ports"], message, "services have those ports"))
+    elif not int(low) <= int(high) <= MAX_PORT:
         message = f"nat-ports: {low}-{high} is no range of ports"
         found.append(Problem(root.values_at["nat-ports"], message, "lowest first, 65535 at most"))
     return int(low), int(high)
@@ -88,4 +92,9 @@ def _sources(root: Map, key: str, found: list[Problem]) -> dict[int, Address]:
         except ValueError:
             message = f"{key}.{name}: {at[name]!r} is no {name.upper()} address"
             found.append(Problem(at.values_at[name], message))
+    for version, source in sources.items():
+        if wrong := unfit(source):
+            name = f"ipv{version}"
+            message = f"{key}.{name}: {source} is {wrong.name}"
+            found.append(Problem(at.values_at[name], message, wrong.hint))
     return sources

@@ -171,6 +171,39 @@ WRONG = [
 ]
 
 
+UNFIT = [
+    ("0.0.0.0", "the unspecified address"),
+    ("::", "the unspecified address"),
+    ("224.0.0.5", "a multicast address"),
+    ("ff02::1", "a multicast address"),
+    ("255.255.255.255", "the broadcast address"),
+    ("127.0.0.53", "a loopback address"),
+    ("::1", "a loopback address"),
+    ("fe80::1", "a link-local address"),
+    ("::ffff:10.1.2.101", "an IPv4 address written as IPv6"),
+]
+
+
+@pytest.mark.parametrize(("address", "kind"), UNFIT)
+def test_an_address_that_nothing_can_be_sent_to(address: str, kind: str) -> None:
+    for where, good in (
+        ("pools[web].backends[web1]", "10.1.2.101"),
+        ("services[www]", "192.0.2.10"),
+    ):
+        said = errors(PLAIN.replace(good, f'"{address}"'))
+        assert f"{where}: {ip_address(address)} is {kind}" in said
+        assert "hint: " in said
+
+
+@pytest.mark.parametrize("setting", ["nat-source", "tunnel-source"])
+@pytest.mark.parametrize(("address", "kind"), UNFIT)
+def test_an_address_that_a_node_cannot_send_from(address: str, kind: str, setting: str) -> None:
+    version = ip_address(address).version
+    with pytest.raises(Rejected) as caught:
+        node.load(f'{BARE}{setting}: {{ipv{version}: "{address}"}}\n')
+    assert f"{setting}.ipv{version}: {ip_address(address)} is {kind}" in str(caught.value)
+
+
 @pytest.mark.parametrize("time", ["8761h", "1281029h", "525601m", "31536001s"])
 @pytest.mark.parametrize(
     "said",
@@ -226,6 +259,7 @@ def test_every_prefix_of_a_sealed_file_is_unsealed_or_refused() -> None:
 
 # ---- node.yaml
 
+BARE = "apiVersion: evenkeel/v1\ninterfaces: {eth0: {}}\n"
 NODE = """\
 apiVersion: evenkeel/v1
 interfaces: {wan: {mode: native}, lan: {}}
@@ -257,6 +291,7 @@ def test_everything_that_a_node_can_say() -> None:
         ("64", "65", "65 is no power of two"),
         ("30000-30999", "30999-30000", "is no range of ports"),
         ("30000-30999", "30000-70000", "is no range of ports"),
+        ("30000-30999", "1023-30999", "nat-ports: 1023-30999 begins below 1024"),
         ("ipv4: 10.1.2.1,", 'ipv4: "2001:db8::1",', "is no IPV4 address"),
         ("native", "offload", "'offload' is none of auto, native, generic"),
         ("{wan: {mode: native}, lan: {}}", "{}", "there must be at least one"),
@@ -274,7 +309,7 @@ def test_refuses_a_node(right: str, wrong: str, message: str) -> None:
 )
 def test_a_node_must_have_the_source_that_a_service_needs(forward: str, setting: str) -> None:
     found = config.load(PLAIN.replace("[web]}", f"[web], forward: {forward}}}"))
-    bare = node.load("apiVersion: evenkeel/v1\ninterfaces: {eth0: {}}\n")
+    bare = node.load(BARE)
     (problem,) = node_problems(found, bare)
     assert problem.message == f"services[www]: {forward} needs the node's {setting} of IPv4"
     assert not node_problems(found, node.load(NODE))
