@@ -305,6 +305,24 @@ def test_refuses_a_node(right: str, wrong: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("frontends", 1 << 20),
+        ("services", 1 << 20),
+        ("pools", 1 << 20),
+        ("backends", 1 << 20),
+        ("hops", 1 << 16),
+        ("flows4", 1 << 24),
+    ],
+)
+def test_a_map_is_not_made_larger_than_is_of_use(name: str, most: int) -> None:
+    assert node.load(f"{BARE}sizes: {{{name}: {most}}}\n").sizes == {name: most}
+    with pytest.raises(Rejected) as caught:
+        node.load(f"{BARE}sizes: {{{name}: {most + 1}}}\n")
+    assert f"sizes.{name}: {most + 1} is above {most}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("forward", "setting"), [("fullnat", "nat-source"), ("ipip", "tunnel-source")]
 )
 def test_a_node_must_have_the_source_that_a_service_needs(forward: str, setting: str) -> None:
