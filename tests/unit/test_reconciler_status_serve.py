@@ -64,7 +64,7 @@ def loop(board: Board, listen: str, tmp_path: Path) -> Iterator[Loop]:
     made = Loop()
     with Server(board, made.requests, listen, tmp_path / control.SOCKET):
         until(lambda: (tmp_path / control.SOCKET).exists(), what="the socket")
-        until(lambda: get(listen, "/healthz"), what="HTTP")
+        until(lambda: get(listen, "/healthz")[0] == 200, what="HTTP")
         yield made
 
 
