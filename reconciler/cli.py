@@ -5,10 +5,12 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bpf.kernel import Instance, KernelError, NotLoaded, Sizes
+from bpf.kernel import Instance, KernelError, NotLoaded, Sizes, instances, teardown
+from bpf.pins import Pins, entries
 from reconciler import config as configuration
 from reconciler import dry, shape, sources
 from reconciler.board import Board
@@ -18,8 +20,10 @@ from reconciler.counting import NAME as COUNTERS
 from reconciler.desk import Desk
 from reconciler.follow import Follower
 from reconciler.git import GitError
+from reconciler.healthfile import NAME as HEALTH
 from reconciler.ids import NoRoom
 from reconciler.loop import (
+    LOCK,
     Daemon,
     NotConverged,
     Place,
@@ -34,7 +38,7 @@ from reconciler.observer import Observer
 from reconciler.orders import Orders
 from reconciler.overrides import Unusable
 from reconciler.parts import node_problems
-from reconciler.problems import Rejected
+from reconciler.problems import Rejected, did_you_mean
 from reconciler.revision import SourceError
 from reconciler.source import Poke, Source
 from reconciler.start import (
@@ -139,11 +143,11 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         choices=("config", "node", "targets", "status", "plan", "history"),
     )
     schema.set_defaults(run=print_schema)
-    teardown = add("teardown", help="detach and remove an instance, flows and history included")
-    teardown.add_argument("--instance", default="default", metavar="NAME")
-    teardown.add_argument("--run-dir", type=Path, metavar="DIR")
-    sources.add_state_dir(teardown)
-    teardown.set_defaults(run=tear_down)
+    remove = add("teardown", help="detach and remove an instance, flows and history included")
+    remove.add_argument("--instance", default="default", metavar="NAME")
+    remove.add_argument("--run-dir", type=Path, metavar="DIR")
+    sources.add_state_dir(remove)
+    remove.set_defaults(run=tear_down)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -296,13 +300,16 @@ def print_schema(options: argparse.Namespace) -> int:
 
 
 def tear_down(options: argparse.Namespace) -> int:
+    """Of whatever version, whole or not: where another program has to be replaced, this is the remedy."""
     place = place_of(options)
+    if not entries(Pins.of(place.instance).directory):
+        hint = did_you_mean(place.instance, instances()) or "there is nothing to tear down"
+        raise NotLoaded(f"instance {place.instance}: nothing is loaded; {hint}")
     with writer(place):
-        try:
-            Instance.open(place.instance).teardown()
-        except NotLoaded as error:
-            print(f"reconciler: {error}", file=sys.stderr)
-        for name in ("targets.json", "applied.yaml", COUNTERS, CONDITIONS):
+        teardown(place.instance)
+        for name in ("targets.json", "applied.yaml", COUNTERS, CONDITIONS, HEALTH, SOCKET, LOCK):
             (place.run_dir / name).unlink(missing_ok=True)
         sources.forget(place.state_dir)
+    with suppress(OSError):  # healthcheck still runs here, or somebody's files are in it
+        place.run_dir.rmdir()
     return DONE

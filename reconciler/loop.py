@@ -48,6 +48,7 @@ from reconciler.watching import Hint
 TICK = 1.0  # how long a change may go unnoticed when no event told of it
 VERIFY = 10.0  # how long a map may differ before it is read again; also between sweeps
 PATIENCE = 3.0  # for neighbours to answer, when there is no second look
+LOCK = "reconciler.lock"  # in the run directory, held by the one that writes
 log = logging.getLogger("reconciler")
 
 
@@ -78,13 +79,15 @@ class Place:
 def writer(place: Place) -> Iterator[None]:
     """Only one reconciler writes an instance's maps."""
     place.run_dir.mkdir(parents=True, exist_ok=True)
-    path = place.run_dir / "reconciler.lock"
+    path = place.run_dir / LOCK
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(f"{path}: another reconciler holds it; stop that one first") from None
+        if os.fstat(descriptor).st_nlink == 0:
+            raise OSError(f"{path}: a teardown has just removed it; start again")
         yield
     finally:
         os.close(descriptor)

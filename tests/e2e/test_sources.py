@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from bpf import abi
-from bpf.kernel import Instance
+from bpf.kernel import AbiMismatch, Instance, instances
+from bpf.pins import Pins
 from tests.support.balancer import CONFIG, Balancer
 from tests.support.lab import ROOT
 from tests.support.repository import Repository
@@ -161,3 +162,35 @@ def test_break_glass_with_a_daemon_and_without(balancer: Balancer) -> None:
     assert "no reconciler runs" in done.stdout
     assert balancer.answering() == {"web1", "web2"}
     assert history(balancer)[0]["note"] == "rolled back to generation 1: dead of night"
+
+
+def test_a_teardown_leaves_nothing_and_one_of_nothing_makes_nothing(balancer: Balancer) -> None:
+    balancer.run_dir.rmdir()
+    done = balancer.command("teardown")
+    assert (done.returncode, balancer.run_dir.exists()) == (1, False)
+    assert f"instance {balancer.name}: nothing is loaded; " in done.stderr
+
+    balancer.start()
+    held = balancer.command("teardown")
+    assert (held.returncode, balancer.answering()) == (1, {"web1", "web2"})
+    assert "another reconciler holds it" in held.stderr
+    balancer.stop(signal.SIGKILL)
+    (balancer.run_dir / "health.json").write_text("{}")
+    assert (balancer.run_dir / "control.sock").exists()
+
+    assert balancer.command("teardown").returncode == 0
+    assert balancer.name not in instances()
+    assert not balancer.run_dir.exists()
+    assert not (balancer.state_dir / "history").exists()
+    assert balancer.command("teardown").returncode == 1
+    assert not balancer.run_dir.exists()
+
+
+def test_a_teardown_is_the_remedy_for_maps_of_another_version(balancer: Balancer) -> None:
+    balancer.start()
+    balancer.stop()
+    Pins.of(balancer.name).map("hops").unlink()
+    with pytest.raises(AbiMismatch, match="reconciler teardown"):
+        Instance.open(balancer.name)
+    assert balancer.command("teardown").returncode == 0
+    assert balancer.name not in instances()
