@@ -47,6 +47,7 @@ from reconciler.start import (
     REJECTED,
     USAGE,
     add_place,
+    content,
     follower_of,
     node_of,
     once,
@@ -284,7 +285,7 @@ def validate_files(options: argparse.Namespace) -> int:
 
 def _validate(path: Path, node: Node | None) -> str:
     """How its tests were run, if it has any."""
-    text = path.read_text()
+    text = content(path, "name the files to validate, or one with --config").decode()
     config = configuration.load(text, str(path))
     if node and (found := node_problems(config, node)):
         raise Rejected(str(path), found, text)

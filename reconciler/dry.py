@@ -33,7 +33,7 @@ from reconciler.problems import Rejected
 from reconciler.report import Apart, Plan
 from reconciler.revision import Revision, revision
 from reconciler.saved import Bound, live_digest
-from reconciler.start import DONE, PENDING, REFUSED, follower_of, node_of, place_of
+from reconciler.start import DONE, PENDING, REFUSED, content, follower_of, node_of, place_of
 from reconciler.trials import tried
 
 Flows = dict[int, int]  # live ones, by backend index
@@ -170,8 +170,8 @@ def bound(
 
 def _between(options: argparse.Namespace) -> tuple[View, Plan]:
     node = node_of(options.node) if options.node.exists() else None
-    old, old_config = _loaded(options.against, node)
-    new, new_config = _loaded(options.config, node)
+    old, old_config = _loaded(options.against, node, "--against")
+    new, new_config = _loaded(options.config, node, "--config")
     bare = node or Node(interfaces={})
     nothing = Live(State(), {}, Surroundings(), room_of(bare))
     applied_once = look(old_config, bare, nothing, allow_removals=True)
@@ -189,9 +189,9 @@ def _between(options: argparse.Namespace) -> tuple[View, Plan]:
     return view, replace(plan, against=old.path, live_digest=old.digest.hex())
 
 
-def _loaded(path: Path, node: Node | None) -> tuple[Revision, Config]:
+def _loaded(path: Path, node: Node | None, option: str) -> tuple[Revision, Config]:
     """The file, if it is right; and right for this node, if there is one."""
-    read = revision(str(path), path.read_bytes())
+    read = revision(str(path), content(path, f"name the one to compare with {option}"))
     config = configuration.load(read.text, read.path)
     problems = node_problems(config, node) if node else []
     problems = problems or list(tried(config, node).problems)

@@ -155,7 +155,8 @@ class FileSource:
     def _take(self, found: Signature | None) -> Candidate | None:
         if found is None:
             self._settled(found)
-            raise SourceError(f"{self.path}: there is no such file", "FileMissing")
+            message = f"{self.path}: there is no such file; write it, or name another with --config"
+            raise SourceError(message, "FileMissing")
         data = self._content(found)
         if data is None:
             return None

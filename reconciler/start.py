@@ -16,7 +16,16 @@ RUN_DIR = Path("/run/evenkeel")
 
 
 def node_of(path: Path) -> Node:
-    return nodes.load(path.read_text(), str(path))
+    text = content(path, "write one that names this node's interfaces, or name another with --node")
+    return nodes.load(text.decode(), str(path))
+
+
+def content(path: Path, remedy: str) -> bytes:
+    """Of a file that an option names; where it is not there, what to do."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: there is no such file; {remedy}") from None
 
 
 def place_of(options: argparse.Namespace) -> Place:

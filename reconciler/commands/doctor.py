@@ -8,11 +8,12 @@ from pathlib import Path
 
 from bpf.kernel import KernelError
 from reconciler import config as configuration
-from reconciler import host, node
+from reconciler import host
 from reconciler.commands import Commands, add_place, run_dir
 from reconciler.doctor import Finding, Level, findings
 from reconciler.loop import Place, applied
 from reconciler.problems import Rejected
+from reconciler.start import node_of
 
 WELL, CANNOT_LOOK, FOUND = 0, 1, 2
 EXAMPLES = """\
@@ -65,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def looked(options: argparse.Namespace) -> tuple[Finding, ...]:
-    own = node.load(options.node.read_text(), str(options.node))
+    own = node_of(options.node)
     config = applied(Place(options.instance, run_dir(options), options.state_dir))
     if options.services:
         config = configuration.load(options.services.read_text(), str(options.services))
