@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* The way of nearly every packet: IPv4 without tags, options or fragments, of a
- * flow that has been seen in this very tick, or of a service that keeps none.
+/* The way of nearly every packet: those that concern nobody, and IPv4 without tags,
+ * options or fragments, of a flow that is known (for nat: seen in this very tick,
+ * so that its entry for replies needs no care), or for a service that learns nothing.
  *
  * Nothing is decided here that the long way would decide otherwise: whatever is
  * unusual is refused before a byte has changed, and the long way starts anew.
- * The tests run every packet the long way too and compare (docs/packet-path.md).
+ * A test sends packets both ways and compares; the model knows only the long one.
  */
 #pragma once
 
