@@ -2,11 +2,9 @@
 
 import contextlib
 import itertools
-import json
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -16,21 +14,19 @@ from hypothesis import HealthCheck, given, settings
 from bpf import abi, kernel
 from bpf.abi import Verdict
 from reconciler import config as configuration
-from reconciler import ids, node
+from reconciler import ids
 from reconciler.compile import Surroundings
 from reconciler.dataplane import NUMBERED, Dataplane, Remove, State, Where
 from reconciler.look import Live, View, look
-from reconciler.loop import Accepted, Place, Reconciler, writer
+from reconciler.loop import writer
 from reconciler.maps import PinnedMaps
 from reconciler.model import Config
-from reconciler.neigh import Neighbours
 from reconciler.plan import plan
-from reconciler.source import Revision
 from tests.support import frames
-from tests.support.bed import SIZES, Bed, Outcome
+from tests.support.bed import SIZES
+from tests.support.box import CLIENT, WAN_LAN, Box, acquaint, boxed, mac_of
 from tests.support.configs import NODE, configs
 from tests.support.fake_dataplane import FakeMaps
-from tests.support.namespace import Namespace
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ("nat", "dsr", "ipip", "udp", "quickstart", "two-targets")
@@ -147,76 +143,10 @@ def test_a_plan_is_applied_in_batches_as_one_by_one(shared: PinnedMaps) -> None:
 # ---- packets
 
 
-@dataclass
-class Box:
-    """A balancer with its interfaces, its neighbours, and a reconciler."""
-
-    bed: Bed
-    namespace: Namespace
-    place: Place
-    client: int  # interface number
-
-    def reconcile(self, config: str, node_text: str) -> View:
-        with self.namespace.entered(), Neighbours() as neighbours:
-            found = node.load(node_text)
-            reconciler = Reconciler(self.bed.instance, found, self.place, neighbours)
-            revision = Revision("lb.yaml", config, os.urandom(32))
-            return reconciler.reconcile(Accepted(configuration.load(config), revision))
-
-    def neighbour(self, address: str, mac: str) -> None:
-        self.namespace.ip(f"neigh replace {address} lladdr {mac} dev lan nud permanent\n")
-
-    def send(self, frame: bytes) -> Outcome:
-        return self.bed.send(frame, at=self.client)
-
-
-LINKS = """\
-link add wan type veth peer name wan-far
-link add lan type veth peer name lan-far
-"""
-# The far ends say nothing of their own: the program is attached, and counts what comes in.
-SILENCE = ("net.ipv6.conf.wan-far.disable_ipv6=1", "net.ipv6.conf.lan-far.disable_ipv6=1")
-ADDRESSES = """\
-link set wan up
-link set wan-far up
-link set lan up
-link set lan-far up
-addr add 10.1.1.1/24 dev wan
-addr add 10.1.2.1/24 dev lan
-addr add fd01:1::1/64 dev wan nodad
-addr add fd01:2::1/64 dev lan nodad
-neigh add 10.1.1.2 lladdr 02:00:00:00:00:07 dev wan nud permanent
-neigh add fd01:1::2 lladdr 02:00:00:00:00:07 dev wan nud permanent
-"""
-CLIENT = {4: "10.1.1.2", 6: "fd01:1::2"}
-
-
 @pytest.fixture
 def box(tmp_path: Path) -> Iterator[Box]:
-    name = f"ek{os.getpid()}box"
-    with contextlib.ExitStack() as stack:
-        namespace = Namespace(name)
-        stack.callback(namespace.delete)
-        namespace.ip(LINKS)
-        namespace.sysctl(*SILENCE)
-        namespace.ip(ADDRESSES)
-        namespace.sysctl("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
-        instance = stack.enter_context(loaded(name))
-        bed = Bed(instance, namespace)
-        yield Box(bed, namespace, Place(name, tmp_path), namespace.ifindex("wan"))
-
-
-def mac_of(number: int) -> str:
-    return f"02:00:00:00:0b:{number:02x}"
-
-
-def acquaint(box: Box, config: Config) -> dict[str, str]:
-    """A neighbour for each backend; which MAC is whose."""
-    backends = [b for pool in config.pools.values() for b in pool.backends.values()]
-    macs = {str(b.address): mac_of(i + 1) for i, b in enumerate(backends)}
-    for address, mac in macs.items():
-        box.neighbour(address, mac)
-    return macs
+    with boxed(f"ek{os.getpid()}box", tmp_path) as made:
+        yield made
 
 
 def report_all_up(box: Box) -> None:
@@ -258,12 +188,6 @@ pools:
   web: {backends: {web1: {address: 10.1.2.101, port: 8080}}}
 services:
   www: {addresses: [192.0.2.10], ports: [80/tcp], pools: [web], fail: closed}
-"""
-WAN_LAN = f"""\
-apiVersion: evenkeel/v1
-interfaces: {{wan: {{}}, lan: {{}}}}
-table-size: 251
-sizes: {json.dumps({name: getattr(SIZES, name) for name in SIZES.__dataclass_fields__})}
 """
 SYN = frames.eth(frames.ip(CLIENT[4], "192.0.2.10", frames.tcp(41000, 80, "S")))
 
