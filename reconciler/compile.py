@@ -115,27 +115,27 @@ class _Compiler:
             "services",
             Where.SERVICES,
             map(part_hash, self._parts),
-            _by_name(actual.services),
+            by_name(actual.services),
             replaced.services,
         )
         self._pool_ids = self._ids(
             "pools",
             Where.POOLS,
             map(self._pool_hash, self._pool_keys),
-            _by_name(actual.pools),
+            by_name(actual.pools),
             replaced.pools,
         )
         self._frontend_ids = self._ids(
-            "frontends", Where.FRONTENDS, self._frontend_names(), _known_frontends(actual)
+            "frontends", Where.FRONTENDS, self._frontend_names(), known_frontends(actual)
         )
-        known = _known_backends(actual)
+        known = known_backends(actual)
         self._flushed = self._due(known)
         self._backend_ids = self._ids(
             "backends", Where.BACKENDS, self._backend_names(), known, self._flushed
         )
         self._ids_by_pool = {
             name: {
-                backend.name: self._backend_ids[_backend_name(name, backend)]
+                backend.name: self._backend_ids[backend_name(name, backend)]
                 for backend in config.pools[name].backends.values()
             }
             for name in self._pool_names
@@ -208,14 +208,14 @@ class _Compiler:
     def _backend_names(self) -> Iterator[BackendName]:
         for name in self._pool_names:
             for _, backend in sorted(self._config.pools[name].backends.items()):
-                yield _backend_name(name, backend)
+                yield backend_name(name, backend)
 
     def _due(self, known: Mapping[BackendName, int]) -> set[BackendName]:
         """Those whose drain ends now: with another id, none of their flows means anything."""
         return {
             name
             for pool, backend in self._draining()
-            if (number := known.get(name := _backend_name(pool.name, backend)))
+            if (number := known.get(name := backend_name(pool.name, backend)))
             and drain.is_due(self._until(pool, number), self._now)
         }
 
@@ -239,7 +239,7 @@ class _Compiler:
     def _frontend_names(self) -> Iterator[FrontendName]:
         for part in self._parts:
             for address, port in part.frontends:
-                yield _frontend_name(address, port)
+                yield frontend_name(address, port)
 
     # ---- entries ----
 
@@ -292,7 +292,7 @@ class _Compiler:
     def _ends(self, pool: Pool, backend: Backend, number: int) -> int:
         if backend.state is not AdminState.DRAIN:
             return 0
-        if _backend_name(pool.name, backend) in self._flushed:
+        if backend_name(pool.name, backend) in self._flushed:
             return drain.OVER
         return self._until(pool, number)
 
@@ -330,7 +330,7 @@ class _Compiler:
     def _frontends(self) -> dict[int, abi.Frontend]:
         entries = (
             abi.Frontend(
-                id=self._frontend_ids[_frontend_name(address, port)],
+                id=self._frontend_ids[frontend_name(address, port)],
                 service=self._service_id(part),
                 addr=encode.abi_address(address),
                 port=port.number,
@@ -353,7 +353,7 @@ class _Compiler:
                     keys[encode.key_of(address, 0, encode.ICMP[address.version])] = (
                         abi.FrontendMark.ECHO
                     )
-                number = self._frontend_ids[_frontend_name(address, port)]
+                number = self._frontend_ids[frontend_name(address, port)]
                 keys[encode.key_of(address, port.number, port.proto)] = number
         return keys
 
@@ -363,7 +363,7 @@ class _Compiler:
         for part in self._parts:
             if part.service.forward is Forward.NAT and not part.service.direct:
                 for address, port in part.frontends:
-                    frontend = self._frontend_ids[_frontend_name(address, port)]
+                    frontend = self._frontend_ids[frontend_name(address, port)]
                     for pool, backend in self._members(part):
                         answers = port.number and (backend.port or port.number)
                         key = encode.key_of(backend.address, answers, port.proto)
@@ -429,26 +429,26 @@ class _Compiler:
                 raise NoRoom(what, together, self._room[what])
 
 
-def _backend_name(pool: str, backend: Backend) -> BackendName:
+def backend_name(pool: str, backend: Backend) -> BackendName:
     return backend_hash(pool, backend.name), backend.address.packed, backend.port
 
 
-def _frontend_name(address: Address, port: Port) -> FrontendName:
+def frontend_name(address: Address, port: Port) -> FrontendName:
     return address.packed, port.number, port.proto
 
 
-def _by_name(entries: Mapping[int, abi.Service] | Mapping[int, abi.Pool]) -> dict[int, int]:
+def by_name(entries: Mapping[int, abi.Service] | Mapping[int, abi.Pool]) -> dict[int, int]:
     return {entry.name: entry.id for entry in entries.values()}
 
 
-def _known_backends(actual: State) -> dict[BackendName, int]:
+def known_backends(actual: State) -> dict[BackendName, int]:
     return {
         (entry.name, encode.address_bytes(entry.addr, entry.family), entry.port): entry.id
         for entry in actual.backends.values()
     }
 
 
-def _known_frontends(actual: State) -> dict[FrontendName, int]:
+def known_frontends(actual: State) -> dict[FrontendName, int]:
     return {
         (encode.address_bytes(entry.addr, entry.family), entry.port, entry.proto): entry.id
         for entry in actual.frontends.values()
