@@ -1,7 +1,6 @@
 """Others change the maps behind the reconciler's back: seen, explained, repaired or left as the node says."""
 
 import os
-import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from bpf import abi
+from bpf import abi, libbpf
 from bpf.abi import Verdict
 from bpf.pins import Pins
+from bpf.tables import open_pin
 from reconciler import config as configuration
 from reconciler import node
 from reconciler.dataplane import Op
@@ -285,11 +285,15 @@ def unlinked(pin: Path) -> None:
     pin.unlink()
 
 
-def bpftool_detach(pin: Path) -> None:
-    subprocess.run(["bpftool", "link", "detach", "pinned", str(pin)], check=True)
+def detached(pin: Path) -> None:
+    """As `bpftool link detach pinned` does it: the pin stays, and means nothing any more."""
+    link = open_pin(pin)
+    assert link is not None
+    assert libbpf.lib().bpf_link_detach(link) == 0
+    os.close(link)
 
 
-@pytest.mark.parametrize("how", [unlinked, bpftool_detach])
+@pytest.mark.parametrize("how", [unlinked, detached])
 def test_a_program_that_was_detached_is_attached_again(
     box: Box, how: Callable[[Path], None]
 ) -> None:

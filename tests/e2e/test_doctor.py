@@ -1,7 +1,6 @@
 """`reconciler doctor` where each setting that a namespace has is broken, and mended by the command it names."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from bpf.link import detach
+from bpf.pins import Pins
 from tests.support.balancer import CONFIG, Balancer, Done
 from tests.support.lab import ROOT, decap_object
 from tests.support.namespace import Namespace
@@ -196,9 +197,7 @@ def test_what_is_attached_and_by_whom(host: Host) -> None:
     host.start()
     assert host.doctor(code=0) == []
     host.stop()
-    pin = f"/sys/fs/bpf/evenkeel/{host.name}/links/lan"
-    balancer.run("bpftool", "link", "detach", "pinned", pin)
-    os.unlink(pin)  # noqa: PTH108 -- a pin is no file
+    detach(Pins.of(host.name).link("lan"))
     assert [(one["name"], one["about"]) for one in host.doctor(code=2)] == [("detached", "lan")]
     balancer.run("ip", "link", "set", "dev", "lan", "xdp", "obj", str(decap_object()), "sec", "xdp")
     assert [(one["name"], one["about"]) for one in host.doctor(code=2)] == [("foreign", "lan")]
