@@ -30,7 +30,7 @@ bench: build ## nanoseconds per packet, as multiples of a trivial program (root)
 	@command -v haproxy >/dev/null || scripts/setup bench
 	@$(PYTHON) -m tests.bench $(ARGS)
 
-demo: build ## a lab of namespaces under load, until Ctrl-C (root). ARGS=--once, ARGS=--two-targets
+demo: build ## the whole story in a lab of namespaces, then on until Ctrl-C (root). ARGS=--fast, ARGS=--two-targets
 	@PYTHONPATH=. $(PYTHON) examples/demo/demo.py $(ARGS)
 
 clean: ## what was built, not .venv

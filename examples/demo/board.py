@@ -1,6 +1,7 @@
 """What the demo shows: per backend its health and what it got, read from the pinned maps. Writes to no map."""
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -78,11 +79,16 @@ class Screen:
     def __init__(self) -> None:
         self.live = sys.stdout.isatty()
         self._drawn = 0
+        self._pause = threading.Event()
 
     def say(self, line: str) -> None:
         """A line that stays."""
         self._rub_out()
         print(line, flush=True)
+
+    def rest(self, seconds: float) -> None:
+        """Time for people to read."""
+        self._pause.wait(seconds)
 
     def draw(self, lines: list[str], *, keep: bool = False) -> None:
         if not self.live and not keep:
