@@ -21,6 +21,8 @@ from reconciler.desk import Desk
 from reconciler.follow import Follower
 from reconciler.git import GitError
 from reconciler.healthfile import NAME as HEALTH
+from reconciler.heart import NAME as HEARTBEAT
+from reconciler.heart import Heart
 from reconciler.ids import NoRoom
 from reconciler.loop import (
     LOCK,
@@ -265,7 +267,8 @@ def desk_of(
     observer = Observer(reconciler.instance, reconciler.books, node, place.run_dir, board)
     observer.found(applied(place), reconciler.dataplane.read())
     orders = Orders(place.state_dir, backends, source.hurry)
-    return Desk(board, requests, orders, observer)
+    heart = Heart(place.run_dir, place.instance, node.interfaces)
+    return Desk(board, requests, orders, observer, heart)
 
 
 def validate_files(options: argparse.Namespace) -> int:
@@ -308,7 +311,8 @@ def tear_down(options: argparse.Namespace) -> int:
         raise NotLoaded(f"instance {place.instance}: nothing is loaded; {hint}")
     with writer(place):
         teardown(place.instance)
-        for name in ("targets.json", "applied.yaml", COUNTERS, CONDITIONS, HEALTH, SOCKET, LOCK):
+        ours = (COUNTERS, CONDITIONS, HEALTH, HEARTBEAT, SOCKET, LOCK)
+        for name in ("targets.json", "applied.yaml", *ours):
             (place.run_dir / name).unlink(missing_ok=True)
         sources.forget(place.state_dir)
     with suppress(OSError):  # healthcheck still runs here, or somebody's files are in it

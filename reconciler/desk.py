@@ -10,6 +10,7 @@ from typing import Any
 from reconciler.board import Board
 from reconciler.control import Document, Refused, Request, Requests
 from reconciler.follow import Following
+from reconciler.heart import Heart
 from reconciler.history import Generation
 from reconciler.look import View
 from reconciler.model import Config
@@ -24,10 +25,10 @@ POLL = 0.05  # the same while somebody waits
 
 class Desk:
     def __init__(
-        self, board: Board, requests: Requests, orders: Orders, observer: Observer
+        self, board: Board, requests: Requests, orders: Orders, observer: Observer, heart: Heart
     ) -> None:
         self._board, self._requests = board, requests
-        self._orders, self.observer = orders, observer
+        self._orders, self.observer, self._heart = orders, observer, heart
         self._pending: list[tuple[Request, Document]] = []
 
     @property
@@ -66,6 +67,7 @@ class Desk:
     def tell(self, following: Following, overrides: Overrides, *, at_rest: bool) -> None:
         """Publish what there is to know, and answer those who wait for it."""
         self.observer.publish(following, overrides, now=bool(self._pending))
+        self._heart.beat(self._board.facts, blind=self.observer.blind)
         waiting, self._pending = self._pending, []
         for request, result in waiting:
             if request.command == "sync" and not at_rest:

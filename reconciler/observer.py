@@ -78,6 +78,7 @@ class Observer:
         self._drifted = 0
         self._left = 0  # entries that differ and are not repaired
         self.stalled: Trouble | None = None
+        self.blind = False  # the facts on the board are old: newer ones could not be read
 
     # ---- what the loop says
 
@@ -130,7 +131,9 @@ class Observer:
             return
         try:
             self._board.facts = self._facts(following, overrides)
+            self.blind = False
         except (KernelError, OSError) as error:
+            self.blind = True
             log.error("status: %s", error)  # noqa: TRY400
         took = time.monotonic() - began
         self._due = began + max(PACE, took / SHARE)

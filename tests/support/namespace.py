@@ -11,6 +11,16 @@ from pathlib import Path
 
 FOLDER = Path("/run/netns")
 _CLONE_NEWNET = 0x40000000
+# /sys shows the network of whoever mounted it; a fresh one has no BPF file system, so ours moves there.
+_OWN_SYS = """set -e
+kept=$(mktemp -d)
+mount --rbind /sys/fs/bpf "$kept"
+mount -t sysfs sysfs /sys
+mount --rbind "$kept" /sys/fs/bpf
+umount -l "$kept"
+rmdir "$kept"
+exec "$@"
+"""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -53,6 +63,10 @@ class Namespace:
 
     def inside(self, *command: str) -> tuple[str, ...]:
         return ("nsenter", f"--net={FOLDER / self.name}", "--", *command)
+
+    def seeing(self, *command: str) -> tuple[str, ...]:
+        """The same with a /sys that shows this namespace's interfaces, and the BPF file system in it."""
+        return self.inside("unshare", "--mount", "sh", "-c", _OWN_SYS, "sh", *command)
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
