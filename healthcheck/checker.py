@@ -177,6 +177,10 @@ class Engine:
         pulse = self._woken + PULSE if self._flying else math.inf
         return min(self._wheel.next_due(), pulse)
 
+    def lateness(self) -> float:
+        """Seconds since the wake-up that should have been; 0 while there is none to wait for."""
+        return max(self.clock() - self.next_wake(), 0.0)
+
     def _arm(self) -> None:
         at = self.next_wake()
         if self._alarm and self._expected <= at:

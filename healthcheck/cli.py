@@ -22,11 +22,13 @@ from healthcheck.fleet import STEP, Fleet
 from healthcheck.health import Outcome
 from healthcheck.stock import Stock
 from healthcheck.targets import Backend, TargetsError
+from readiness.manager import ServiceManager
 
 ALL_UP, OWN_ERROR, SOME_DOWN, USAGE = 0, 1, 2, 64
 RUN_DIR = Path("/run/evenkeel")
 ROUND_VERSION = "1.0"
 IN_FLIGHT = 4096
+HUNG = 5.0  # seconds by which a probe is late that nobody is going to start any more
 
 EXAMPLES = """\
 examples:
@@ -147,7 +149,7 @@ def run(targets_path: Path, run_dir: Path, instance: str, in_flight: int) -> int
             targets_path, run_dir / "health.json", instance, open_pinned, in_flight=in_flight
         )
         try:
-            asyncio.run(follow(fleet))
+            asyncio.run(follow(fleet, ServiceManager.of()))
         finally:
             fleet.close()
     return ALL_UP
@@ -167,7 +169,7 @@ def alone(lock: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-async def follow(fleet: Fleet) -> None:
+async def follow(fleet: Fleet, manager: ServiceManager) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -186,12 +188,30 @@ async def follow(fleet: Fleet) -> None:
     def step() -> None:
         if not stop.is_set():
             fleet.step()
+            tell(manager, fleet)
             loop.call_later(STEP, step)
 
+    def look_now() -> None:
+        manager.reloading()
+        fleet.look()
+        tell(manager, fleet)
+
+    loop.add_signal_handler(signal.SIGHUP, look_now)
     loop.call_soon(step)
     await stop.wait()
+    manager.stopping("stopped; the map keeps the last verdicts")
     if broken:
         raise broken[0]
+
+
+def tell(manager: ServiceManager, fleet: Fleet) -> None:
+    """What the service manager hears of this turn: not that we live, when the probes do not."""
+    if fleet.engine.lateness() < HUNG:
+        manager.alive()
+    if fleet.follows:
+        manager.ready(fleet.headline(), manager.reloads)
+    else:
+        manager.status(fleet.headline())
 
 
 # ---- one round

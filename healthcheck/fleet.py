@@ -133,6 +133,19 @@ class Fleet:
             if self._report.step():
                 self._publish()
 
+    @property
+    def follows(self) -> bool:
+        """The targets were read and the map that they name is open."""
+        return self._seen is not None
+
+    def headline(self) -> str:
+        """One line on how we are. Flips are told by the log: that would be news too often."""
+        troubles = "; ".join(f"{one.type}: {one.message}" for one in self.conditions.all())
+        if not self.follows:
+            return f"waiting: {troubles}" if troubles else "waiting for the first targets"
+        probing = f"{len(self._members)} backends, {len(self._watches)} probes"
+        return f"{probing}; {troubles}" if troubles else probing
+
     def publish(self) -> None:
         """Everything, now."""
         self._report.refresh()

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from bpf.kernel import Instance, KernelError, NotLoaded, Sizes, instances, teardown
 from bpf.pins import Pins, entries
+from readiness.manager import ServiceManager
 from reconciler import config as configuration
 from reconciler import dry, shape, sources
 from reconciler.board import Board
@@ -200,7 +201,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         return dry.run(options)
     node = node_of(options.node)
-    place = place_of(options)
+    place, manager = place_of(options), ServiceManager.of()
     with writer(place), Neighbours() as neighbours:
         sizes = Sizes(**node.sizes)
         source = sources.source_of(options, place.state_dir)
@@ -210,11 +211,12 @@ def run(options: argparse.Namespace) -> int:
         with Instance.load(place.instance, sizes, log=logging.getLogger("bpf").info) as instance:
             instance.replace()
             reconciler = Reconciler(
-                instance, node, place, neighbours, allow_removals=options.allow_removals
-            )
+                instance, node, place, neighbours,
+                allow_removals=options.allow_removals, progress=manager.working,
+            )  # fmt: skip
             if accepted is not None:
                 return once(reconciler, accepted, follower)
-            return follow(reconciler, source, follower, node, place, neighbours)
+            return follow(reconciler, source, follower, node, place, neighbours, manager)
 
 
 def follow(
@@ -224,13 +226,14 @@ def follow(
     node: Node,
     place: Place,
     neighbours: Neighbours,
+    manager: ServiceManager,
 ) -> int:
     from reconciler.serve import Server  # noqa: PLC0415 -- slow to import, for commands
 
     poke = Poke()
     board, requests = Board(), Requests(poke)
     desk = desk_of(reconciler, source, follower, node, place, board, requests)
-    daemon = Daemon(reconciler, source, follower, place, desk)
+    daemon = Daemon(reconciler, source, follower, place, desk, manager)
 
     def stop(*_: Any) -> None:  # noqa: ANN401 -- signal number and frame
         daemon.stopping = True
@@ -240,6 +243,7 @@ def follow(
     signal.signal(signal.SIGINT, stop)
 
     def look_now(*_: Any) -> None:  # noqa: ANN401 -- signal number and frame
+        manager.reloading()
         source.hurry()
         poke()
 

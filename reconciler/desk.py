@@ -7,9 +7,11 @@ Lives in the loop's thread. An order is answered after the pass that it caused, 
 from collections.abc import Iterable
 from typing import Any
 
+from readiness.manager import ServiceManager
 from reconciler.board import Board
 from reconciler.control import Document, Refused, Request, Requests
 from reconciler.follow import Following
+from reconciler.headline import has_started, headline
 from reconciler.heart import Heart
 from reconciler.history import Generation
 from reconciler.look import View
@@ -74,6 +76,15 @@ class Desk:
                 self._pending.append((request, result))
             else:
                 request.answer.set_result({**result, "outcome": self._outcome()})
+
+    def report(self, manager: ServiceManager, reloads: int) -> None:
+        """What the service manager hears of this turn, which answers so many reloads."""
+        manager.alive()
+        facts = self._board.facts
+        if has_started(facts, verified=self.observer.verified):
+            manager.ready(headline(facts), reloads)
+        else:
+            manager.status(headline(facts))
 
     def _outcome(self) -> dict[str, Any]:
         facts = self._board.facts

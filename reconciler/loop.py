@@ -17,6 +17,7 @@ from pathlib import Path
 from bpf import abi
 from bpf.kernel import Instance, KernelError, Mode, now_tick
 from bpf.pins import Pins
+from readiness.manager import ServiceManager
 from reconciler import config as configuration
 from reconciler import published
 from reconciler.compile import Surroundings
@@ -29,7 +30,7 @@ from reconciler.follow import Accepted, Follower
 from reconciler.history import History, Result
 from reconciler.ids import NoRoom
 from reconciler.look import Live, View, look
-from reconciler.maps import PinnedMaps
+from reconciler.maps import PinnedMaps, unheard
 from reconciler.model import Address, Config, DriftPolicy, Node
 from reconciler.names import key_text
 from reconciler.neigh import Changes, Neighbours, failing
@@ -145,9 +146,11 @@ class Reconciler:
         allow_removals: bool = False,
         clock: Callable[[], float] = time.time,
         ticks: Callable[[], int] = now_tick,
+        progress: Callable[[], None] = unheard,
     ) -> None:
         self.instance = instance
-        self.dataplane = PinnedMaps(instance)
+        self.dataplane = PinnedMaps(instance, progress)
+        self._progress = progress
         self._node, self._place, self._neighbours = node, place, neighbours
         self._allow_removals = allow_removals
         self._clock, self._ticks = clock, ticks
@@ -177,9 +180,11 @@ class Reconciler:
             self.dataplane.flows(),
             self._ticks(),
         )
+        self._progress()
         self._neighbours.doubt(failing(actual.backends, live.health))
         allowed = self._allow_removals or accepted.allow_removals
         view = look(accepted.config, self._node, live, allow_removals=allowed)
+        self._progress()
         unpinned = pin_again(self.instance)
         view, left = self._watched(view, actual, accepted.revision)
         self.drift += tuple(f"map {name}: was not pinned any more" for name in unpinned)
@@ -329,9 +334,10 @@ class Daemon:
         follower: Follower,
         place: Place,
         desk: Desk,
+        manager: ServiceManager,
     ) -> None:
         self._reconciler, self._source = reconciler, source
-        self._place, self._desk = place, desk
+        self._place, self._desk, self._manager = place, desk, manager
         self.follower = follower
         self._seen: object = None
         self._due = 0.0
@@ -347,12 +353,15 @@ class Daemon:
             while not self.stopping:
                 if self._desk.take():
                     self._due = 0.0
-                rested = self._rests()
+                rested, reloads = self._rests(), self._manager.reloads
                 self._follow_source(hint)
                 self._pass(neighbours)
                 self._sweep()
-                self._tell(at_rest=rested and self._rests())
-                poke.wait(min(self._desk.pace, self._source.due()))
+                at_rest = rested and self._rests()
+                self._tell(at_rest=at_rest)
+                self._desk.report(self._manager, reloads if at_rest else 0)
+                poke.wait(min(self._desk.pace, self._source.due(), self._manager.pace))
+            self._manager.stopping("stopped; what is pinned goes on forwarding")
         finally:
             hint.close()
             self._source.close()

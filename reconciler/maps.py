@@ -1,7 +1,7 @@
 """The dataplane over pinned maps. Decides nothing: reads what is there, writes what it is told."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from bpf import abi
@@ -11,11 +11,15 @@ from reconciler.dataplane import NUMBERED, Op, Put, State, Where
 from reconciler.table import Slots
 
 
-class PinnedMaps:
-    """An instance's maps, read anew each time: others write them too."""
+def unheard() -> None:
+    """For whoever does not ask how far it is."""
 
-    def __init__(self, instance: Instance) -> None:
-        self.instance = instance
+
+class PinnedMaps:
+    """An instance's maps, read anew each time: others write them too. `progress` hears of each step of an apply."""
+
+    def __init__(self, instance: Instance, progress: Callable[[], None] = unheard) -> None:
+        self.instance, self._progress = instance, progress
         self._maps = instance.maps
 
     def read(self) -> State:
@@ -44,6 +48,7 @@ class PinnedMaps:
                 self._put(where, [(op.key, op.value) for op in batch if isinstance(op, Put)])
             else:
                 self._remove(where, [op.key for op in batch])
+            self._progress()
 
     def health(self) -> Mapping[int, abi.Health]:
         return dict(self._maps.health.items())
@@ -60,6 +65,7 @@ class PinnedMaps:
         if isinstance(target, TableMap):
             for at, slots in entries:
                 target.put(at, slots)
+                self._progress()
         elif where is Where.PREFILTER:
             self._put_kinds(dict(entries))
         else:

@@ -67,6 +67,7 @@ class Observer:
         self._state, self._roster = State(), Roster()
         self._refused: tuple[str, ...] = ()
         self._converged = False
+        self.verified = False  # a pass of this process found the maps to be what they are to be
         self._apply: Trouble | None = None
         self._passes: Counter[str] = Counter()
         self._seconds = 0.0
@@ -89,6 +90,7 @@ class Observer:
 
     def saw(self, config: Config, view: View) -> None:
         """What the view holds is in the maps, whatever else that pass came to."""
+        self.verified = True
         self._config, self._state, self._roster = config, view.held, Roster.of(view.desired)
 
     def passed(self, config: Config, view: View, seconds: float) -> None:

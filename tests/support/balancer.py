@@ -105,7 +105,7 @@ class Balancer(contextlib.ExitStack):
             self.process = None
 
     @contextlib.contextmanager
-    def checker(self) -> Iterator[None]:
+    def checker(self) -> Iterator[subprocess.Popen[bytes]]:
         """healthcheck beside it."""
         command = (sys.executable, "-m", "healthcheck", "--instance", self.name)
         process = subprocess.Popen(
@@ -115,7 +115,7 @@ class Balancer(contextlib.ExitStack):
             stderr=subprocess.DEVNULL,
         )
         try:
-            yield
+            yield process
         finally:
             process.terminate()
             process.wait(15)

@@ -14,6 +14,7 @@ import pytest
 from healthcheck import cli
 from healthcheck.exchange import Result
 from healthcheck.schedule import Beat
+from readiness.manager import ServiceManager
 from tests.support.health import a_fleet, backend, check, closed_port, document, put, serving
 
 
@@ -115,7 +116,7 @@ def test_a_mistake_of_ours_ends_the_checker_instead_of_hiding(tmp_path: Path) ->
     with a_fleet() as (fleet, _):
         fleet.engine.watch(mistaken, Beat(1, 0.01), 1.0)
         with pytest.raises(ZeroDivisionError):
-            asyncio.run(cli.follow(fleet))
+            asyncio.run(cli.follow(fleet, ServiceManager()))
 
 
 def test_once_needs_no_kernel_interface(tmp_path: Path, open_port: int) -> None:

@@ -11,6 +11,7 @@ from reconciler import status_text
 from reconciler.conditions import Condition, Holds, Observed, Trouble, Type, follow, judge
 from reconciler.drain import KEPT
 from reconciler.facts import Facts
+from reconciler.headline import has_started, headline
 from reconciler.portrait import EMPTY, portrait
 from reconciler.rates import Count, Rate, Reading, Window, rate
 from reconciler.status import build
@@ -257,3 +258,18 @@ def test_flows_that_are_kept_have_no_time_left_to_tell() -> None:
     state = replace(found.state, backends={**found.state.backends, 3: kept})
     (drain,) = build(replace(found, state=state)).drains
     assert (drain.flows_left, drain.seconds_left) == (2, None)
+
+
+def test_the_headline_says_what_forwards_and_what_is_wrong() -> None:
+    line = headline(facts())
+    assert line.startswith("generation ")
+    assert "1 services, " in line
+    assert "Rejected: " in line
+    assert headline(None) == "looking at the maps for the first time"
+
+
+def test_one_interface_is_enough_to_have_started_and_none_is_not() -> None:
+    assert has_started(facts(), verified=True)
+    assert not has_started(facts(), verified=False)
+    assert not has_started(replace(facts(), attached=()), verified=True)
+    assert not has_started(None, verified=True)
