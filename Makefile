@@ -1,6 +1,6 @@
 # Everything there is to do here. On a fresh Debian 12 or Ubuntu 24.04: sudo make test, sudo make demo.
 .DEFAULT_GOAL := help
-.PHONY: help setup build abi test unit property bpf e2e check bench demo clean
+.PHONY: help setup build abi reference test unit property bpf e2e check bench demo clean
 PYTHON := .venv/bin/python
 OBJECT := build/lb.bpf.o
 CLANG ?= clang
@@ -16,6 +16,9 @@ build: setup $(OBJECT) build/table.so ## compile the packet program, and the fas
 
 abi: build ## write bpf/abi.py anew from the object
 	$(PYTHON) -m bpf.abigen $(OBJECT) >build/abi.py && mv build/abi.py bpf/abi.py
+
+reference: setup ## write docs/reference/ anew from the schemas and abi.h
+	@$(PYTHON) scripts/reference.py
 
 test: build ## all tests; as root, else most are skipped. PROFILE=deep for longer property runs
 	@$(PYTHON) -m pytest $(ARGS)
