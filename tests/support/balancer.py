@@ -52,6 +52,7 @@ class Balancer(contextlib.ExitStack):
     """Some backends, a client, and a daemon between them; all of it gone afterwards."""
 
     backends = 2
+    arms = 2
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -62,7 +63,7 @@ class Balancer(contextlib.ExitStack):
         return self
 
     def _build(self) -> None:
-        self.lab = self.enter_context(Lab(self.backends))
+        self.lab = self.enter_context(Lab(self.backends, arms=self.arms))
         self.name = self.lab.prefix
         self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
         self.run_dir, self.state_dir = self.folder / "run", self.folder / "state"

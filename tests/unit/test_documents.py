@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from reconciler import config, node
+from reconciler.parts import node_problems
+from tests.support.howto import PAGES, Page
+
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"\]\(([^)#:]+)\)")
 
@@ -16,7 +20,18 @@ def test_the_readme_explains_every_line_of_the_quickstart() -> None:
     assert [line for block in blocks for line in block.splitlines() if line] == shipped
 
 
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"])
-def test_links_lead_somewhere(name: str) -> None:
-    text = (ROOT / name).read_text()
-    assert [target for target in LINK.findall(text) if not (ROOT / target).exists()] == []
+DOCUMENTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_somewhere(path: Path) -> None:
+    links = LINK.findall(path.read_text())
+    assert [target for target in links if not (path.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in PAGES.glob("*.md") if p.stem != "ab-test"))
+def test_what_a_howto_writes_is_accepted(name: str) -> None:
+    page = Page.of(name)
+    assert (
+        node_problems(config.load(page.config(), "lb.yaml"), node.load(page.node(), "node")) == []
+    )
