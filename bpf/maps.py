@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from ctypes import byref, c_uint32
@@ -26,6 +27,11 @@ ANY, NOEXIST = 0, 1
 BATCH = 16384
 CURSOR = 64  # bytes; larger than any key, which is what the kernel keeps there
 MMAPABLE = 1 << 10
+MAP_FAILED = ctypes.c_void_p(-1).value
+LIBC = ctypes.CDLL(None, use_errno=True)
+LIBC.mmap.restype = ctypes.c_void_p
+LIBC.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 WORDS = {4: ctypes.c_uint32, 8: ctypes.c_uint64}
 
 Buffer = ctypes.Array[ctypes.c_char]
@@ -54,6 +60,9 @@ class Codec(Generic[V]):
 
     def value(self, found: Any) -> V:  # noqa: ANN401
         return cast("V", found.value if self.whole else found)
+
+    def unpack(self, data: bytes) -> V:
+        return self.value(self.kind.from_buffer_copy(data))
 
     def unpack_all(self, data: Buffer, count: int) -> list[V]:
         return list((self.kind * count).from_buffer(data))
@@ -186,6 +195,30 @@ class Map(Generic[K, V]):
         decoded = (self.value.kind * count).from_buffer(values)
         return [(indexes[i], cast("V", decoded[i])) for i in used]
 
+    # ---- as bytes, for whoever reads again and again ----
+
+    def raw(self) -> list[tuple[bytes, bytes]]:
+        """All keys and all values, batch by batch."""
+        return [
+            (keys.raw[: count * self.key.size], values.raw[: count * self.value_size])
+            for keys, values, count in self._batches(self.value_size)
+        ]
+
+    def records(self, raw: list[tuple[bytes, bytes]]) -> Iterator[bytes]:
+        """Key and value of each entry; of an array, of each that is not all zero."""
+        each, size = self.key.size, self.value_size
+        for keys, values in raw:
+            count = len(keys) // each
+            there = occupied(memoryview(values), size, count) if self.array else range(count)
+            for i in there:
+                yield keys[i * each : (i + 1) * each] + values[i * size : (i + 1) * size]
+
+    def encoded(self, key: K, value: V) -> bytes:
+        return self.key.pack_all([key]).raw + self.value.pack_all([value]).raw
+
+    def decoded(self, record: bytes) -> tuple[K, V]:
+        return self.key.unpack(record[: self.key.size]), self.value.unpack(record[self.key.size :])
+
     # ---- memory ----
 
     def view(self) -> memoryview:
@@ -271,8 +304,17 @@ def round8(size: int) -> int:
 
 
 def mapped(fd: int, size: int, writable: bool) -> memoryview:
-    """A map's memory; it lives as long as the view does."""
+    """A map's memory; it lives as long as the view does, and needs no descriptor.
+
+    Python's own mmap would keep one, and a thousand pools have two thousand tables.
+    """
     access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
-    page = mmap.PAGESIZE
-    memory = mmap.mmap(fd, -(-size // page) * page, mmap.MAP_SHARED, access)
-    return memoryview(memory)[:size]
+    whole = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    at = LIBC.mmap(None, whole, access, mmap.MAP_SHARED, fd, 0)
+    if at == MAP_FAILED:
+        raise errors.failed("mapping a map into memory", ctypes.get_errno())
+    memory = (ctypes.c_char * size).from_address(at)
+    end = weakref.finalize(memory, LIBC.munmap, at, whole)
+    end.atexit = False  # type: ignore[misc]  # unknown to typeshed
+    view = memoryview(memory).cast("B")
+    return view if writable else view.toreadonly()

@@ -6,15 +6,17 @@ the id would need CAP_SYS_ADMIN. Which backend sits in a slot is not decided her
 
 from __future__ import annotations
 
+import itertools
 import os
 from array import array
+from collections.abc import Iterable
 from ctypes import byref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from errno import ENOENT
 from pathlib import Path
 
 from bpf import errors, libbpf
-from bpf.errors import KernelError
+from bpf.errors import KernelError, MapFull
 from bpf.libbpf import MapCreateOptions
 from bpf.maps import MMAPABLE, Map, mapped, round8
 
@@ -25,30 +27,47 @@ SLOT = 4
 STRIDE = round8(SLOT) // SLOT  # the kernel keeps array entries eight bytes apart
 WORD = "I"
 ATTEMPTS = 3
+AT_ONCE = 128  # new tables on their way into the outer map: each is a file descriptor
+Pinned = dict[int, list[Path]]  # by pool
 
 
 @dataclass(slots=True)
 class Inner:
-    """One table in memory."""
+    """One table in memory, which needs no file descriptor any more."""
 
-    fd: int
     id: int
-    slots: memoryview
+    memory: memoryview
+    seen: bytes = b""  # what the memory said when `content` was made of it
+    content: array[int] = field(default_factory=lambda: array(WORD))
 
     @classmethod
     def of(cls, fd: int, *, writable: bool) -> Inner:
         info = libbpf.info(fd, libbpf.MapInfo)
-        memory = mapped(fd, round8(SLOT) * info.max_entries, writable).cast("I")
-        return cls(fd, info.id, memory[::STRIDE])
+        return cls(info.id, mapped(fd, round8(SLOT) * info.max_entries, writable).cast("I"))
+
+    @property
+    def slots(self) -> memoryview:
+        return self.memory[::STRIDE]
+
+    def read(self) -> array[int]:
+        """The same object as long as the memory says the same; callers must not change it."""
+        now = bytes(self.memory)
+        if now != self.seen:
+            found = array(WORD, memoryview(now).cast("I")[::STRIDE].tobytes())
+            self.seen, self.content = now, self.content if found == self.content else found
+        return self.content
 
     def write(self, slots: array[int]) -> None:
         """Only what changed: each slot is one store, and packets read meanwhile."""
-        for index, (new, old) in enumerate(zip(slots, self.slots, strict=True)):
+        memory = self.slots
+        for index, (new, old) in enumerate(zip(slots, memory, strict=True)):
             if new != old:
-                self.slots[index] = new
+                memory[index] = new
+        self.expect(slots)
 
-    def close(self) -> None:
-        os.close(self.fd)
+    def expect(self, slots: array[int]) -> None:
+        """What was written: the next reading is this object if it finds just that."""
+        self.seen, self.content = b"", slots
 
 
 class TableMap:
@@ -74,22 +93,44 @@ class TableMap:
 
     def get(self, index: int) -> array[int] | None:
         inner = self._current(index)
-        return None if inner is None else array(WORD, inner.slots.tobytes())
+        return None if inner is None else inner.read()
+
+    def items(self) -> dict[int, array[int]]:
+        """Every table; read again, one that has not changed is the same object."""
+        found = {index: self._known(index, number) for index, number in self._ids().items()}
+        unknown = [index for index, inner in found.items() if inner is None]
+        pinned = self._pins() if unknown else {}
+        found.update((index, self._current(index, pinned)) for index in unknown)
+        return {index: inner.read() for index, inner in found.items() if inner}
 
     def put(self, index: int, slots: array[int]) -> None:
-        """Same size: changed slots are written in place; else a full new table takes over."""
+        self.put_many([(index, slots)])
+
+    def put_many(self, entries: Iterable[tuple[int, array[int]]]) -> None:
+        """Same size: changed slots are written in place; else full new tables take over."""
         self.outer.check_writable()
-        inner = self._current(index)
-        if inner is not None and len(inner.slots) == len(slots):
-            inner.write(slots)
-        else:
-            self._replace(index, slots)
+        fresh = []
+        for index, slots in dict(entries).items():
+            inner = self._current(index)
+            if inner is not None and len(inner.memory) == len(slots) * STRIDE:
+                inner.write(slots)
+            else:
+                fresh.append((index, slots))
+        pinned = self._pins() if fresh else {}
+        for start in range(0, len(fresh), AT_ONCE):
+            self._replace(fresh[start : start + AT_ONCE], pinned)
 
     def delete(self, index: int) -> bool:
-        was_there = self.outer.delete(index)
-        self._forget(index)
-        self._unpin(index, keep=None)
-        return was_there
+        return bool(self.delete_many([index]))
+
+    def delete_many(self, indexes: Iterable[int]) -> int:
+        """How many of them there were."""
+        pinned, deleted = self._pins(), 0
+        for index in indexes:
+            deleted += self.outer.delete(index)
+            self._forget(index)
+            self._unpin(pinned.pop(index, []), keep=None)
+        return deleted
 
     def tidy(self) -> None:
         """Unpin tables that no pool names any more: a process was killed in `put`."""
@@ -100,25 +141,28 @@ class TableMap:
                     path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        for index in list(self._inner):
-            self._forget(index)
+        self._inner.clear()
         self.outer.close()
 
     # ---- the inner maps ----
 
     def _ids(self) -> dict[int, int]:
-        """One by one: kernels before 6.14 give up on a batch with absent entries (EINTR)."""
-        found = ((index, self.outer.get(index)) for index in range(self.max_entries))
-        return {index: number for index, number in found if number}
+        """At once, or one by one: kernels before 6.14 give up on absent entries (EINTR)."""
+        try:
+            return dict(self.outer.items())
+        except KernelError:
+            found = ((index, self.outer.get(index)) for index in range(self.max_entries))
+            return {index: number for index, number in found if number}
 
-    def _current(self, index: int) -> Inner | None:
-        """The table that packets see now, whoever put it there."""
+    def _current(self, index: int, pinned: Pinned | None = None) -> Inner | None:
+        """The table that packets see now, whoever put it there. `pinned` was listed just before."""
         for _ in range(ATTEMPTS):  # it may be replaced while we look for its pin
             wanted = self.outer.get(index)
             if wanted is None:
                 return None
-            if inner := self._known(index, wanted) or self._found(index, wanted):
+            if inner := self._known(index, wanted) or self._found(index, wanted, pinned):
                 return inner
+            pinned = None
         raise KernelError(
             f"map {self.name}: the table of pool {index} is not pinned in {self.directory};"
             " somebody unpinned it. Delete the pool's table and write it anew"
@@ -128,26 +172,41 @@ class TableMap:
         inner = self._inner.get(index)
         return inner if inner and inner.id == wanted else None
 
-    def _found(self, index: int, wanted: int) -> Inner | None:
+    def _found(self, index: int, wanted: int, pinned: Pinned | None) -> Inner | None:
         self._forget(index)
-        for path in self._pins().get(index, []):
+        for path in (self._pins() if pinned is None else pinned).get(index, []):
             inner = self._open(path)
             if inner and inner.id == wanted:
                 self._inner[index] = inner
                 return inner
-            if inner:
-                inner.close()
         return None
 
-    def _replace(self, index: int, slots: array[int]) -> None:
-        inner = self._new(index, slots)
-        self._pin(index, inner)
-        self.outer.put(index, inner.fd)
-        self._forget(index)
-        self._inner[index] = inner
-        self._unpin(index, keep=inner.id)
+    def _replace(self, entries: list[tuple[int, array[int]]], pinned: Pinned) -> None:
+        """All are filled and pinned before the first takes over: the kernel waits for packets once."""
+        made: dict[int, tuple[int, Inner]] = {}
+        try:
+            for index, slots in entries:
+                made[index] = self._new(index, slots)
+                self._pin(index, made[index][0], pinned.setdefault(index, []))
+            self._take_over([(index, fd) for index, (fd, _) in made.items()])
+        finally:
+            for fd, _ in made.values():
+                os.close(fd)
+        for index, (_, inner) in made.items():
+            self._inner[index] = inner
+            self._unpin(pinned[index], keep=inner.id)
 
-    def _new(self, index: int, slots: array[int]) -> Inner:
+    def _take_over(self, tables: list[tuple[int, int]]) -> None:
+        """At once, or one by one: kernels before 5.19 have no batch for maps of maps."""
+        try:
+            self.outer.put_many(tables)
+        except MapFull:
+            raise
+        except KernelError:
+            for index, fd in tables:
+                self.outer.put(index, fd)
+
+    def _new(self, index: int, slots: array[int]) -> tuple[int, Inner]:
         options = MapCreateOptions(map_flags=MMAPABLE | INNER_MAP)
         name = f"{self.name[:6]}_{index}".encode()
         fd = libbpf.lib().bpf_map_create(ARRAY, name, SLOT, SLOT, len(slots), byref(options))
@@ -155,36 +214,46 @@ class TableMap:
             raise errors.failed(f"map {self.name}: a table of {len(slots)} slots", fd)
         inner = Inner.of(fd, writable=True)
         inner.slots[:] = memoryview(slots)
-        return inner
+        inner.expect(slots)
+        return fd, inner
 
     def _open(self, path: Path) -> Inner | None:
         fd = open_pin(path)  # for writing too, or the kernel would not map it
-        return None if fd is None else Inner.of(fd, writable=self.writable)
+        if fd is None:
+            return None
+        try:
+            return Inner.of(fd, writable=self.writable)
+        finally:
+            os.close(fd)
 
     def _forget(self, index: int) -> None:
-        inner = self._inner.pop(index, None)
-        if inner:
-            inner.close()
+        self._inner.pop(index, None)
 
     # ---- their pins: 7-1, 7-2 for the first and second table of pool 7 ----
 
-    def _pins(self) -> dict[int, list[Path]]:
-        found: dict[int, list[Path]] = {}
+    def _pins(self) -> Pinned:
+        """All at once: with a thousand pools, a listing for each would take seconds."""
+        found: Pinned = {}
         for path in self.directory.iterdir() if self.directory else ():
             found.setdefault(int(path.name.partition("-")[0]), []).append(path)
         return found
 
-    def _pin(self, index: int, inner: Inner) -> None:
+    def _pin(self, index: int, fd: int, pinned: list[Path]) -> None:
+        """Under a name that is not taken."""
         if self.directory is None:
             return
-        used = {path.name for path in self._pins().get(index, [])}
-        number = next(n for n in range(1, len(used) + 2) if f"{index}-{n}" not in used)
-        pin(inner.fd, self.directory / f"{index}-{number}")
+        taken = {path.name for path in pinned}
+        names = (f"{index}-{number}" for number in itertools.count(1))
+        path = self.directory / next(name for name in names if name not in taken)
+        pin(fd, path)
+        pinned.append(path)
 
-    def _unpin(self, index: int, keep: int | None) -> None:
-        for path in self._pins().get(index, []):
-            if keep is None or self._id_of(path) != keep:
+    def _unpin(self, pinned: list[Path], keep: int | None) -> None:
+        """All of them but the table that is to be kept."""
+        for path in list(pinned):
+            if keep is None or (len(pinned) > 1 and self._id_of(path) != keep):
                 path.unlink(missing_ok=True)
+                pinned.remove(path)
 
     def _id_of(self, path: Path) -> int:
         fd = open_pin(path, read_only=True)

@@ -1,14 +1,21 @@
-"""The dataplane over pinned maps. Decides nothing: reads what is there, writes what it is told."""
+"""The dataplane over pinned maps. Decides nothing: reads what is there, writes what it is told.
+
+Every reading asks the kernel for everything, and takes time for what has changed
+only: entries that say the same are the same objects, also as the ones that were
+written, and so is a whole map's content. Nobody may change any of them.
+"""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from bpf import abi
-from bpf.kernel import Instance, TableMap
+from bpf.kernel import Instance, Map, TableMap
+from bpf.rereading import Rereading
 from reconciler import ids
 from reconciler.dataplane import NUMBERED, Op, Put, State, Where
-from reconciler.table import Slots
+
+PLAIN = (Where.SETTINGS, Where.REPLIES4, Where.REPLIES6, Where.FRONTENDS4, Where.FRONTENDS6)
 
 
 def unheard() -> None:
@@ -20,25 +27,22 @@ class PinnedMaps:
 
     def __init__(self, instance: Instance, progress: Callable[[], None] = unheard) -> None:
         self.instance, self._progress = instance, progress
-        self._maps = instance.maps
+        self._maps = maps = instance.maps
+        self._plain = {where: Rereading[Any, Any](maps[where.value]) for where in PLAIN}  # type: ignore[arg-type]
+        self._numbered = {where: Numbered(maps[where.value]) for where in NUMBERED}  # type: ignore[arg-type]
+        self._prefilter = Prefilter(maps.prefilter.view())
+        self._health = Rereading(maps.health)
 
     def read(self) -> State:
-        numbered = {where: self._maps[where.value].items() for where in NUMBERED}  # type: ignore[union-attr]
-        maps = self._maps
+        content: dict[str, Any] = {where.value: one.read() for where, one in self._plain.items()}
+        for where, one in self._numbered.items():
+            content[where.value] = one.read()
         return State(
-            settings=dict(maps.settings.items()),
-            backends=_present(numbered[Where.BACKENDS]),
-            tables=_tables(maps.tables),
-            spares=_tables(maps.spares),
-            pools=_present(numbered[Where.POOLS]),
-            services=_present(numbered[Where.SERVICES]),
-            frontends=_present(numbered[Where.FRONTENDS]),
-            replies4=dict(maps.replies4.items()),
-            replies6=dict(maps.replies6.items()),
-            prefilter={at: kinds for at, kinds in enumerate(bytes(maps.prefilter.view())) if kinds},
-            frontends4=dict(maps.frontends4.items()),
-            frontends6=dict(maps.frontends6.items()),
-            free={where: _free(entries) for where, entries in numbered.items()},
+            **content,
+            tables=self._maps.tables.items(),
+            spares=self._maps.spares.items(),
+            prefilter=self._prefilter.read(),
+            free={where: one.free for where, one in self._numbered.items()},
         )
 
     def apply(self, ops: Iterable[Op]) -> None:
@@ -51,7 +55,7 @@ class PinnedMaps:
             self._progress()
 
     def health(self) -> Mapping[int, abi.Health]:
-        return dict(self._maps.health.items())
+        return self._health.read()
 
     def flows(self) -> Mapping[int, int]:
         return dict(self._maps.live.items())
@@ -62,45 +66,63 @@ class PinnedMaps:
 
     def _put(self, where: Where, entries: list[tuple[Any, Any]]) -> None:
         target = self._maps[where.value]
-        if isinstance(target, TableMap):
-            for at, slots in entries:
-                target.put(at, slots)
-                self._progress()
-        elif where is Where.PREFILTER:
-            self._put_kinds(dict(entries))
-        else:
-            target.put_many(entries)
+        if where is Where.PREFILTER:
+            self._prefilter.write(dict(entries))
+            return
+        target.put_many(entries)
+        if not isinstance(target, TableMap):
+            reading = self._plain.get(where) or self._numbered[where].entries
+            for key, value in entries:
+                reading.expect(key, value)
 
     def _remove(self, where: Where, keys: list[Any]) -> None:
         target = self._maps[where.value]
-        if isinstance(target, TableMap):
-            for at in keys:
-                target.delete(at)
-        elif where is Where.PREFILTER:
-            self._put_kinds(dict.fromkeys(keys, 0))
+        if where is Where.PREFILTER:
+            self._prefilter.write(dict.fromkeys(keys, 0))
         elif where in NUMBERED:
             target.put_many((at, _retired(target.get(at))) for at in keys)
         else:
             target.delete_many(keys)
 
-    def _put_kinds(self, kinds: Mapping[int, int]) -> None:
-        memory = self._maps.prefilter.view()
+
+class Numbered:
+    """An array of entries with ids: those that have one, and what freed indexes had last."""
+
+    def __init__(self, source: Map[int, Any]) -> None:
+        self.entries = Rereading(source)
+        self._seen: dict[int, Any] = {}
+        self._present: dict[int, Any] = {}
+        self.free: dict[int, int] = {}
+
+    def read(self) -> dict[int, Any]:
+        now = self.entries.read()
+        if now is not self._seen:
+            numbers = {at: entry.id for at, entry in now.items()}
+            self._seen = now
+            self._present = {at: now[at] for at, number in numbers.items() if ids.index(number)}
+            self.free = {at: ids.incarnation(n) for at, n in numbers.items() if not ids.index(n)}
+        return self._present
+
+
+class Prefilter:
+    """A bucket for each hash of an address: those that have kinds."""
+
+    def __init__(self, memory: memoryview) -> None:
+        self._memory = memory
+        self._seen = b""
+        self._kinds: dict[int, int] = {}
+
+    def read(self) -> dict[int, int]:
+        now = bytes(self._memory)
+        if now != self._seen:
+            self._seen = now
+            self._kinds = {at: kinds for at, kinds in enumerate(now) if kinds}
+        return self._kinds
+
+    def write(self, kinds: Mapping[int, int]) -> None:
         for at, value in kinds.items():
-            memory[at] = value
-
-
-def _present(entries: Iterable[tuple[int, Any]]) -> dict[int, Any]:
-    return {at: entry for at, entry in entries if ids.index(entry.id)}
-
-
-def _free(entries: Iterable[tuple[int, Any]]) -> dict[int, int]:
-    return {at: ids.incarnation(entry.id) for at, entry in entries if not ids.index(entry.id)}
+            self._memory[at] = value
 
 
 def _retired(entry: Any) -> Any:  # noqa: ANN401 -- any entry with an id
     return type(entry)(id=ids.retired(entry.id))
-
-
-def _tables(tables: TableMap) -> dict[int, Slots]:
-    found = {at: tables.get(at) for at in tables.indexes()}
-    return {at: slots for at, slots in found.items() if slots is not None}

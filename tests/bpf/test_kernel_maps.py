@@ -1,5 +1,6 @@
 """Typed maps: what is written is what is read, one by one, in batches and through memory."""
 
+import os
 from array import array
 from collections.abc import Iterator
 from ctypes import sizeof
@@ -7,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
+import bpf.tables
 from bpf import abi, mapset
 from bpf.errors import KernelError, MapFull, NotPermitted
 from bpf.kernel import Action, Instance, Sizes
 from bpf.pins import ROOT, entries
+from bpf.rereading import Rereading
 from tests.support.instances import SMALL, small_program, unique
 
 __all__ = ["small_program"]  # a fixture of this module
+DESCRIPTORS = Path("/proc/self/fd")
 FRAME = bytes(12) + b"\x08\x00" + bytes(46)
 
 
@@ -158,6 +162,48 @@ def test_a_table_of_another_size_takes_over_and_leaves_one_pin(instance: Instanc
     instance.maps.tables.delete(3)
 
 
+def test_many_tables_at_once_keep_no_descriptors_and_no_old_pins(
+    instance: Instance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bpf.tables, "AT_ONCE", 3)
+    instance.maps.tables.put(0, array("I", [1]))
+    before = len(list(DESCRIPTORS.iterdir()))
+    for size in (3, 5):
+        written = {at: array("I", [at] * size) for at in range(SMALL.pools)}
+        instance.maps.tables.put_many(written.items())
+        assert instance.maps.tables.items() == written
+        assert len(tables(instance)) == len(written)
+    assert len(list(DESCRIPTORS.iterdir())) == before
+    assert instance.maps.tables.delete_many(range(SMALL.pools)) == SMALL.pools
+    assert not tables(instance)
+
+
+def test_what_has_not_changed_is_read_as_the_same_object(instance: Instance) -> None:
+    written, reading = abi.Pool(id=6, size=3), Rereading(instance.maps.pools)
+    instance.maps.pools.put(6, written)
+    reading.expect(6, written)
+    first = reading.read()
+    assert first[6] is written
+    assert reading.read() is first
+    with Instance.open(instance.name) as other:
+        other.maps.pools.put_many([(5, abi.Pool(id=5, size=5)), (6, abi.Pool(id=6, size=5))])
+    assert reading.read() == {5: abi.Pool(id=5, size=5), 6: abi.Pool(id=6, size=5)}
+    assert first == {6: written}
+    instance.maps.pools.put_many([(5, abi.Pool()), (6, abi.Pool())])
+    assert reading.read() == {}
+
+
+def test_a_slot_that_somebody_else_changed_is_seen(instance: Instance) -> None:
+    slots = array("I", [1, 2, 3])
+    instance.maps.tables.put(7, slots)
+    assert instance.maps.tables.items()[7] is slots
+    with Instance.open(instance.name) as other:
+        other.maps.tables.put(7, array("I", [1, 9, 3]))
+    assert instance.maps.tables.items()[7] == array("I", [1, 9, 3])
+    assert slots == array("I", [1, 2, 3])
+    instance.maps.tables.delete(7)
+
+
 def test_another_process_sees_a_table_that_was_replaced(instance: Instance) -> None:
     with Instance.open(instance.name, read_only=True) as reader:
         for slots in (array("I", [1, 2]), array("I", [3, 4, 5]), array("I", [6, 7, 8])):
@@ -168,8 +214,9 @@ def test_another_process_sees_a_table_that_was_replaced(instance: Instance) -> N
 
 def test_a_pin_that_a_killed_writer_left_goes_with_the_next_load(instance: Instance) -> None:
     instance.maps.tables.put(5, array("I", [1, 2]))
-    inner = instance.maps.tables._new(5, array("I", [9]))
-    instance.maps.tables._pin(5, inner)
+    fd, _ = instance.maps.tables._new(5, array("I", [9]))
+    instance.maps.tables._pin(5, fd, list(instance.maps.tables.directory.iterdir()))
+    os.close(fd)
     assert len(tables(instance)) == 2
     with Instance.load(instance.name, SMALL) as adopted:
         assert adopted.maps.tables.get(5) == array("I", [1, 2])
