@@ -19,6 +19,7 @@ from reconciler.commands import apply, doctor, history, override, rollback, stat
 from reconciler.control import SOCKET, NotRunning, Refused, Requests
 from reconciler.counting import NAME as COUNTERS
 from reconciler.desk import Desk
+from reconciler.fifo import KEPT as ROLES
 from reconciler.follow import Follower
 from reconciler.git import GitError
 from reconciler.healthfile import NAME as HEALTH
@@ -40,6 +41,7 @@ from reconciler.observer import NAME as CONDITIONS
 from reconciler.observer import Observer
 from reconciler.orders import Orders
 from reconciler.overrides import Unusable
+from reconciler.pair import Pair
 from reconciler.parts import node_problems
 from reconciler.problems import Rejected, did_you_mean
 from reconciler.revision import SourceError
@@ -144,7 +146,7 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "name",
         nargs="?",
         default="config",
-        choices=("config", "node", "targets", "status", "plan", "history"),
+        choices=("config", "node", "targets", "status", "plan", "history", "digests"),
     )
     schema.set_defaults(run=print_schema)
     remove = add("teardown", help="detach and remove an instance, flows and history included")
@@ -232,7 +234,8 @@ def follow(
 
     poke = Poke()
     board, requests = Board(), Requests(poke)
-    desk = desk_of(reconciler, source, follower, node, place, board, requests)
+    pair = Pair(node, place.run_dir, board)
+    desk = desk_of(reconciler, source, follower, node, place, board, requests, pair)
     daemon = Daemon(reconciler, source, follower, place, desk, manager)
 
     def stop(*_: Any) -> None:  # noqa: ANN401 -- signal number and frame
@@ -249,7 +252,7 @@ def follow(
 
     signal.signal(signal.SIGHUP, look_now)
     socket = place.run_dir / SOCKET
-    with Server(board, requests, node.listen, socket, node.control_group):
+    with Server(board, requests, node.listen, socket, node.control_group), pair:
         daemon.run(poke, neighbours)
     return DONE
 
@@ -262,13 +265,14 @@ def desk_of(
     place: Place,
     board: Board,
     requests: Requests,
+    pair: Pair,
 ) -> Desk:
     def backends() -> list[tuple[str, str]]:
         accepted = follower.accepted
         pools = accepted.config.pools.values() if accepted else ()
         return [(pool.name, name) for pool in pools for name in pool.backends]
 
-    observer = Observer(reconciler.instance, reconciler.books, node, place.run_dir, board)
+    observer = Observer(reconciler.instance, reconciler.books, node, place.run_dir, board, pair)
     observer.found(applied(place), reconciler.dataplane.read())
     orders = Orders(place.state_dir, backends, source.hurry)
     heart = Heart(place.run_dir, place.instance, node.interfaces)
@@ -315,7 +319,7 @@ def tear_down(options: argparse.Namespace) -> int:
         raise NotLoaded(f"instance {place.instance}: nothing is loaded; {hint}")
     with writer(place):
         teardown(place.instance)
-        ours = (COUNTERS, CONDITIONS, HEALTH, HEARTBEAT, SOCKET, LOCK)
+        ours = (COUNTERS, CONDITIONS, HEALTH, HEARTBEAT, ROLES, SOCKET, LOCK)
         for name in ("targets.json", "applied.yaml", *ours):
             (place.run_dir / name).unlink(missing_ok=True)
         sources.forget(place.state_dir)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from reconciler.agreement import Peer
+
 STALE = 15.0  # seconds: healthcheck reports every five
 
 
@@ -27,6 +29,8 @@ class Type(StrEnum):
     STALLED = "Stalled"  # something else writes the maps, and is not fought any more
     SUSPENDED = "Suspended"  # the source is not followed: somebody said so
     OVERRIDDEN = "Overridden"  # backends are forced up or down: somebody said so
+    PEERS_AGREE = "PeersAgree"  # the peers forward what this node forwards
+    PEERS_ANSWER = "PeersAnswer"  # they can be asked
 
 
 # Conditions that are to be False; all others are to be True.
@@ -73,6 +77,8 @@ class Observed:
     left: int = 0  # entries that others changed and that are not repaired
     suspended: Trouble | None = None
     overrides: tuple[str, ...] = ()
+    peers: tuple[Peer, ...] = ()
+    clock: float = 0.0  # that peers' times are of
 
 
 def judge(seen: Observed) -> tuple[Condition, ...]:
@@ -89,6 +95,8 @@ def judge(seen: Observed) -> tuple[Condition, ...]:
         _alarm(Type.STALLED, seen.stalled, "NoFight"),
         _alarm(Type.SUSPENDED, seen.suspended, "Following"),
         _overridden(seen),
+        _agree(seen),
+        _answer(seen),
     )
 
 
@@ -156,6 +164,27 @@ def _overridden(seen: Observed) -> Condition:
     if not seen.overrides:
         return Condition(Type.OVERRIDDEN, Holds.FALSE, "NoOverrides")
     return Condition(Type.OVERRIDDEN, Holds.TRUE, "ForcedByOperator", "; ".join(seen.overrides))
+
+
+def _agree(seen: Observed) -> Condition:
+    """What a silent peer last said does not count for ever."""
+    asked = [peer for peer in seen.peers if peer.identity and not peer.silent(seen.clock)]
+    differing = [peer for peer in asked if peer.differs(seen.clock)]
+    if differing:
+        message = "; ".join(f"{peer.name}: {', '.join(peer.differences)}" for peer in differing)
+        return Condition(Type.PEERS_AGREE, Holds.FALSE, "PeersDiffer", message)
+    if len(asked) < len(seen.peers):
+        return Condition(Type.PEERS_AGREE, Holds.UNKNOWN, "NotAllHeard")
+    return Condition(Type.PEERS_AGREE, Holds.TRUE, "Agree" if asked else "NoPeers")
+
+
+def _answer(seen: Observed) -> Condition:
+    """Milder: a peer that is being restarted is no fault of this node's, and forwards all the same."""
+    silent = [peer for peer in seen.peers if peer.silent(seen.clock)]
+    if silent:
+        message = "; ".join(f"{peer.name} ({peer.address}): {peer.trouble}" for peer in silent)
+        return Condition(Type.PEERS_ANSWER, Holds.FALSE, "PeersSilent", message)
+    return Condition(Type.PEERS_ANSWER, Holds.TRUE, "Answering" if seen.peers else "NoPeers")
 
 
 def _trouble(kind: Type, trouble: Trouble | None, well: str) -> Condition:

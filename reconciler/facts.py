@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from bpf import abi
 from bpf.link import Attachment
+from reconciler.agreement import Peer
 from reconciler.conditions import Condition
 from reconciler.dataplane import State
 from reconciler.ledger import Ledger
@@ -17,6 +18,7 @@ from reconciler.model import Config
 from reconciler.overrides import Override
 from reconciler.rates import Reading
 from reconciler.roster import Roster
+from reconciler.vrrp import Vrrp
 
 
 class Moment(float):
@@ -112,6 +114,9 @@ class Facts:
     drift: tuple[str, ...] = ()
     suspends: tuple[Suspend, ...] = ()
     history: tuple[Past, ...] = ()
+    vrrp: Vrrp | None = None
+    peers: tuple[Peer, ...] = ()
+    clock: float = 0.0  # that peers' times are of
 
     @property
     def seconds(self) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from reconciler.rates import Count, Tally
 from reconciler.status import BackendStatus, Status
+from reconciler.vrrp import State
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 NS = 1e-9
@@ -46,6 +47,8 @@ def render(
         *_backends(status),
         *_conditions(status),
         *_operators(status),
+        *_vrrp(status),
+        *_peers(status),
         *_daemon(status),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -232,6 +235,46 @@ def _operators(status: Status) -> Iterator[str]:
             for one in status.drains
             if one.seconds_left is not None
         ],
+    )
+
+
+def _vrrp(status: Status) -> Iterator[str]:
+    if status.vrrp is None:
+        return
+    yield from _metric(
+        "vrrp_running", "Whether keepalived has the FIFO open.", [({}, status.vrrp.running)]
+    )
+    yield from _metric(
+        "vrrp_role",
+        "The role that keepalived gave this node: 1 for the one it has.",
+        [
+            ({"vrrp": one.name, "role": state.value}, state == one.role)
+            for one in status.vrrp.instances
+            for state in State
+        ],
+    )
+    yield from _metric(
+        "vrrp_role_since_timestamp_seconds",
+        "Since when.",
+        [({"vrrp": one.name}, one.since) for one in status.vrrp.instances],
+    )
+    yield from _metric(
+        "vrrp_priority",
+        "As keepalived last said.",
+        [({"vrrp": i.name}, i.priority) for i in status.vrrp.instances if i.priority is not None],
+    )
+
+
+def _peers(status: Status) -> Iterator[str]:
+    yield from _metric(
+        "peer_answers",
+        "Whether the peer answered when it was last asked.",
+        [({"peer": one.name}, one.answers) for one in status.peers],
+    )
+    yield from _metric(
+        "peer_agrees",
+        "Whether the peer forwards the same, as it last said; absent if it never did.",
+        [({"peer": one.name}, one.agrees) for one in status.peers if one.agrees is not None],
     )
 
 

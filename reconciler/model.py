@@ -229,6 +229,15 @@ class Config:
 
 
 @dataclass(frozen=True, slots=True)
+class PeerNode:
+    """A node that is to forward alike, and where it says so."""
+
+    name: str
+    status: str  # the URL of its status page
+    patience: float = 60.0  # seconds for which it may differ or be silent
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
     """What differs from node to node."""
 
@@ -244,3 +253,5 @@ class Node:
     listen: str = "127.0.0.1:9160"  # status and metrics; off: nowhere
     control_group: str = ""  # whose members may command
     drift: DriftPolicy = DriftPolicy.RESTORE
+    vrrp_fifo: str = ""  # keepalived's notify FIFO
+    peers: tuple[PeerNode, ...] = ()

@@ -2,9 +2,13 @@
 
 import ipaddress
 import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
 
+from reconciler.checks import seconds
 from reconciler.config import MAX_PORT, parse, unfit
-from reconciler.model import Address, DriftPolicy, Node
+from reconciler.model import Address, DriftPolicy, Node, PeerNode
 from reconciler.problems import Problem, Rejected
 from reconciler.yamlpos import Map
 
@@ -28,6 +32,8 @@ def load(text: str, file: str = "node.yaml") -> Node:
         listen=_listen(root, found),
         control_group=root.get("control-group", ""),
         drift=DriftPolicy(root.get("drift", "restore")),
+        vrrp_fifo=root.get("vrrp", {}).get("fifo", ""),
+        peers=tuple(_peers(root.get("peers", {}), found)),
     )
     if found:
         raise Rejected(file, found, text)
@@ -47,6 +53,23 @@ def _listen(root: Map, found: list[Problem]) -> str:
     message = f"listen: {listen!r} is no address and port"
     found.append(Problem(root.values_at["listen"], message, f"write {LISTEN}, [::1]:9160 or off"))
     return LISTEN
+
+
+def _peers(peers: Map | Mapping[str, Any], found: list[Problem]) -> Iterator[PeerNode]:
+    for name, at in peers.items():
+        if not _is_status_page(at["status"]):
+            message = f"peers[{name}].status: {at['status']!r} is not where a status page is"
+            hint = "write http:// and the address and port of its `listen:`"
+            found.append(Problem(at.values_at["status"], message, hint))
+        yield PeerNode(name, at["status"], seconds(at.get("patience", "60s")))
+
+
+def _is_status_page(url: str) -> bool:
+    try:
+        place = urlsplit(url)
+        return place.scheme == "http" and bool(place.hostname) and place.port != 0
+    except ValueError:
+        return False
 
 
 def is_prime(number: int) -> bool:

@@ -29,6 +29,7 @@ from reconciler.look import View
 from reconciler.model import Config, Node
 from reconciler.names import key_text
 from reconciler.overrides import Overrides
+from reconciler.pair import Pair
 from reconciler.rates import Window
 from reconciler.revision import Revision
 from reconciler.roster import Roster
@@ -55,10 +56,11 @@ class Observer:
         node: Node,
         run_dir: Path,
         board: Board,
+        pair: Pair,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._instance, self._books, self._node = instance, books, node
-        self._board, self._clock = board, clock
+        self._board, self._pair, self._clock = board, pair, clock
         self._health = HealthFile(run_dir)
         self._window = Window()
         self._path = run_dir / NAME
@@ -165,6 +167,9 @@ class Observer:
             drift=self._drift,
             suspends=suspends(following.suspension),
             history=self.history,
+            vrrp=self._pair.vrrp(),
+            peers=self._pair.peers(),
+            clock=time.monotonic(),
         )
         observed = Observed(
             now=now,
@@ -182,6 +187,8 @@ class Observer:
             left=self._left,
             suspended=following.suspended,
             overrides=tuple(f"{one.name} {one.state}: {one.reason}" for one in overrides),
+            peers=facts.peers,
+            clock=facts.clock,
         )
         return replace(
             facts, conditions=self._judge(observed), attempt=self._attempt(facts, following)

@@ -13,15 +13,16 @@ import pwd
 import socket
 import struct
 import threading
+from collections.abc import Awaitable, Callable
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from aiohttp import web
 
 from bpf.abi import Verdict
-from reconciler import control, metrics
+from reconciler import control, digests, metrics
 from reconciler.board import SILENCE, Board
 from reconciler.control import Refused, Request, Requests
 from reconciler.status import Status
@@ -36,6 +37,7 @@ HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline';"
     " script-src 'unsafe-inline'; connect-src 'self'; frame-ancestors 'none'",
 }
+Page = Callable[[web.Request], Awaitable[web.Response]]
 log = logging.getLogger("reconciler")
 
 
@@ -190,20 +192,11 @@ def peer(writer: asyncio.StreamWriter) -> str:
 def application(board: Board) -> web.Application:
     page = (resources.files("reconciler") / "page.html").read_text()
 
-    def known() -> Status:
-        status = board.status()
-        if status is None:
-            raise web.HTTPServiceUnavailable(text="nothing was read yet\n")
-        return status
-
     async def root(_: web.Request) -> web.Response:
         return web.Response(text=page, content_type="text/html", headers=HEADERS)
 
-    async def status(_: web.Request) -> web.Response:
-        return web.json_response(known().document(), headers=HEADERS)
-
     async def measured(_: web.Request) -> web.Response:
-        facts, now = board.facts, known()
+        facts, now = board.facts, known(board)
         cpus = facts.reading.cpus if facts else ()
         text = metrics.render(now, cpus, [verdict.name.lower() for verdict in Verdict])
         return web.Response(body=text.encode(), headers={"Content-Type": metrics.CONTENT_TYPE})
@@ -214,20 +207,40 @@ def application(board: Board) -> web.Application:
         raise web.HTTPServiceUnavailable(text=f"the loop was not seen for {SILENCE:g} s\n")
 
     async def readyz(_: web.Request) -> web.Response:
-        now = known()
+        now = known(board)
         if now.ready:
             return web.Response(text="ok\n")
-        troubles = (
-            f"{c.type}: {c.reason} {c.message}".rstrip() for c in now.conditions if not c.well
-        )
-        raise web.HTTPServiceUnavailable(text="\n".join(troubles) + "\n")
+        raise web.HTTPServiceUnavailable(text=troubles(now))
 
     made = web.Application()
     made.add_routes([
         web.get("/", root),
-        web.get("/status", status),
+        web.get("/status", telling(board, Status.document)),
+        web.get("/digests", telling(board, digests.document)),
         web.get("/metrics", measured),
         web.get("/healthz", healthz),
         web.get("/readyz", readyz),
     ])  # fmt: skip
     return made
+
+
+def known(board: Board) -> Status:
+    status = board.status()
+    if status is None:
+        raise web.HTTPServiceUnavailable(text="nothing was read yet\n")
+    return status
+
+
+def telling(board: Board, content: Callable[[Status], dict[str, Any]]) -> Page:
+    """A page that is a document made of the status."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response(content(known(board)), headers=HEADERS)
+
+    return answer
+
+
+def troubles(status: Status) -> str:
+    """Each condition that is not as it should be, a line each."""
+    found = (c for c in status.conditions if not c.well)
+    return "".join(f"{c.type}: {c.reason} {c.message}".rstrip() + "\n" for c in found)

@@ -330,7 +330,7 @@ def place(path: list[Any]) -> str:
         return ""
     words = [str(path[0])]
     for outer, inner in itertools.pairwise(path):
-        named = outer in ("services", "pools", "checks", "backends", "interfaces")
+        named = outer in ("services", "pools", "checks", "backends", "interfaces", "peers")
         words.append(f"[{inner}]" if named or isinstance(inner, int) else f".{inner}")
     return f"{''.join(words)}: "
 

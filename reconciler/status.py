@@ -14,6 +14,7 @@ from typing import Any
 from bpf import abi
 from bpf.link import Attachment
 from reconciler import drain, ids
+from reconciler.agreement import Peer
 from reconciler.conditions import Condition, Holds
 from reconciler.encode import TICK
 from reconciler.facts import Attempt, Checked, Daemon, Facts, Moment, Past, Suspend
@@ -24,6 +25,7 @@ from reconciler.parts import Part, PoolKey
 from reconciler.portrait import Portrait, portrait
 from reconciler.rates import NOTHING, Count, Rate, rate, sum_of, total
 from reconciler.spare import is_usable
+from reconciler.vrrp import Vrrp
 
 FORMAT = "1.0"
 
@@ -145,6 +147,36 @@ class ConditionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class RoleStatus:
+    name: str  # of the vrrp_instance
+    role: str
+    priority: int | None
+    since: Moment
+
+
+@dataclass(frozen=True, slots=True)
+class VrrpStatus:
+    running: bool
+    instances: tuple[RoleStatus, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """A node that is to forward alike."""
+
+    name: str
+    address: str
+    answers: bool
+    agrees: bool | None  # None: it never answered
+    differences: tuple[str, ...]
+    differing_seconds: float | None
+    heard: Moment | None
+    trouble: str
+    digest: str
+    commit: str
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     format_version: str
     instance: str
@@ -167,6 +199,8 @@ class Status:
     overrides: tuple[OverrideStatus, ...]
     suspends: tuple[Suspend, ...]
     history: tuple[Past, ...]
+    vrrp: VrrpStatus | None
+    peers: tuple[PeerStatus, ...]
 
     @property
     def ready(self) -> bool:
@@ -226,6 +260,8 @@ def build(facts: Facts) -> Status:
         overrides=tuple(map(_override, facts.overrides)),
         suspends=facts.suspends,
         history=facts.history,
+        vrrp=_vrrp(facts.vrrp) if facts.vrrp else None,
+        peers=tuple(_peer(one, facts.clock) for one in facts.peers),
     )
 
 
@@ -250,6 +286,32 @@ def build_conditions(found: Iterable[Condition]) -> list[dict[str, Any]]:
 def _override(one: Override) -> OverrideStatus:
     times = Moment(one.since), Moment(one.until)
     return OverrideStatus(one.name, one.state, one.reason, one.by, *times)
+
+
+# ---- beside this node
+
+
+def _vrrp(found: Vrrp) -> VrrpStatus:
+    roles = (
+        RoleStatus(one.name, one.role, one.priority, Moment(one.since)) for one in found.instances
+    )
+    return VrrpStatus(found.running, tuple(roles))
+
+
+def _peer(one: Peer, clock: float) -> PeerStatus:
+    since = one.differing_since
+    return PeerStatus(
+        name=one.name,
+        address=one.address,
+        answers=one.identity is not None and not one.trouble,
+        agrees=None if one.identity is None else not one.differences,
+        differences=one.differences,
+        differing_seconds=None if since is None else round(clock - since, 1),
+        heard=None if one.heard is None else Moment(one.heard),
+        trouble=one.trouble,
+        digest=one.identity.digest if one.identity else "",
+        commit=one.identity.commit if one.identity else "",
+    )
 
 
 # ---- pools

@@ -8,6 +8,7 @@ Document = Mapping[str, Any]
 Row = Sequence[object]
 
 GREEN, YELLOW, RED, PLAIN = "\033[32m", "\033[33m", "\033[31m", "\033[0m"
+ROLES = {"master": GREEN, "backup": GREEN, "stop": YELLOW}
 SHOWN_VERDICTS = 12
 
 
@@ -16,6 +17,8 @@ def render(status: Document, *, colour: bool = False) -> str:
     sections = (
         _head(status),
         _conditions(status, colour),
+        _vrrp(status, colour),
+        _peers(status, colour),
         _services(status),
         *(_pool(pool, status, colour) for pool in status["pools"]),
         _verdicts(status),
@@ -75,6 +78,47 @@ def _conditions(status: Document, colour: bool) -> Iterator[str]:
         for c in status["conditions"]
     ]
     yield from _table(("CONDITION", "", "REASON", "", ""), rows)
+
+
+def _vrrp(status: Document, colour: bool) -> Iterator[str]:
+    vrrp = status["vrrp"]
+    if vrrp is None:
+        return
+    rows = [
+        (
+            one["name"],
+            _painted(one["role"], ROLES.get(one["role"], RED), colour),
+            "" if one["priority"] is None else one["priority"],
+            f"since {_time(one['since'])}",
+        )
+        for one in vrrp["instances"]
+    ]
+    if rows:
+        yield from _table(("VRRP", "ROLE", "PRIORITY", ""), rows)
+    if not vrrp["running"]:
+        yield "VRRP: keepalived does not run, or knows nothing of the FIFO"
+
+
+def _peers(status: Document, colour: bool) -> Iterator[str]:
+    rows = [
+        (
+            one["name"],
+            _painted(_likeness(one), GREEN if one["agrees"] and one["answers"] else RED, colour),
+            f"heard {_time(one['heard'])}" if one["heard"] else one["address"],
+            one["trouble"] or ", ".join(one["differences"]),
+        )
+        for one in status["peers"]
+    ]
+    if rows:
+        yield from _table(("PEER", "", "", ""), rows)
+
+
+def _likeness(one: Document) -> str:
+    if not one["answers"]:
+        return "silent"
+    if one["agrees"]:
+        return "agrees"
+    return f"differs for {one['differing_seconds']:.0f} s"
 
 
 def _services(status: Document) -> Iterator[str]:

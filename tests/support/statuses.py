@@ -8,6 +8,7 @@ from bpf import abi
 from bpf.link import Attachment, Mode
 from reconciler import config as configuration
 from reconciler import ids
+from reconciler.agreement import Identity, Peer
 from reconciler.conditions import Condition, Observed, Trouble, follow, judge
 from reconciler.dataplane import State
 from reconciler.facts import Attempt, Checked, Daemon, Facts, Moment, Past, Suspend
@@ -18,6 +19,8 @@ from reconciler.rates import Count, Reading, Tally
 from reconciler.roster import Roster
 from reconciler.status import build
 from reconciler.table import Fill
+from reconciler.vrrp import Role, Vrrp
+from reconciler.vrrp import State as RoleState
 
 NOW = 1_800_000_000.0
 EVIL = '<b>bold</b> & "quoted"'
@@ -91,8 +94,18 @@ def facts() -> Facts:
         refused=("3 of 4 backends would be removed: refused",),
         drift=("backends entry 2: different",),
         suspends=(Suspend("router is replaced", "alice", Moment(NOW), Moment(NOW + 60)),),
+        vrrp=Vrrp(running=True, instances=(Role("edge", RoleState.BACKUP, 145, NOW - 30),)),
+        peers=(PEER,),
+        clock=CLOCK,
         history=(Past(7, "07" * 32, "c0ffee", Moment(NOW - 60), "applied"),),
     )  # fmt: skip
+
+
+CLOCK = 5000.0
+PEER = Peer(
+    "lb2", "http://10.1.9.2:9160", 60, CLOCK - 900, answered=CLOCK - 2, heard=NOW - 2,
+    identity=Identity("08" * 32, "beef"), differences=("commit c0ffee here, beef there",), differing_since=CLOCK - 75,
+)  # fmt: skip
 
 
 def backend(number: int, flags: int = 0, until: int = 0) -> abi.Backend:

@@ -269,6 +269,8 @@ tunnel-source: {ipv4: 10.1.2.1, ipv6: "2001:db8::1"}
 nat-source: {ipv4: 10.1.2.1}
 nat-ports: 30000-30999
 latency-sample: 64
+vrrp: {fifo: /run/evenkeel/default/vrrp.fifo}
+peers: {lb2: {status: "http://10.1.9.2:9160", patience: 5m}, lb3: {status: "http://[2001:db8::3]:9160"}}
 """
 
 
@@ -282,6 +284,11 @@ def test_everything_that_a_node_can_say() -> None:
     )
     assert found.tunnel_source == {4: ip_address("10.1.2.1"), 6: ip_address("2001:db8::1")}
     assert (found.latency_sample, found.gue_port, found.icmp_rate) == (64, 6080, 1000)
+    assert found.vrrp_fifo == "/run/evenkeel/default/vrrp.fifo"
+    assert [(one.name, one.status, one.patience) for one in found.peers] == [
+        ("lb2", "http://10.1.9.2:9160", 300),
+        ("lb3", "http://[2001:db8::3]:9160", 60),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -295,6 +302,15 @@ def test_everything_that_a_node_can_say() -> None:
         ("ipv4: 10.1.2.1,", 'ipv4: "2001:db8::1",', "is no IPV4 address"),
         ("native", "offload", "'offload' is none of auto, native, generic"),
         ("{wan: {mode: native}, lan: {}}", "{}", "there must be at least one"),
+        ("fifo: /run", "fifo: run", "is not an absolute path"),
+        (
+            "http://10.1.9.2:9160",
+            "10.1.9.2:9160",
+            "peers[lb2].status: '10.1.9.2:9160' is not where",
+        ),
+        ("http://10.1.9.2:9160", "https://10.1.9.2:9160", "is not where a status page is"),
+        ("http://10.1.9.2:9160", "http://10.1.9.2:70000", "is not where a status page is"),
+        ("patience: 5m", "patience: 5", "patience"),
         ("wan:", "an-interface-name-too-long:", "is not an interface name"),
     ],
 )

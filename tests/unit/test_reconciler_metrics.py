@@ -73,6 +73,14 @@ def test_what_is_not_known_is_not_said() -> None:
     assert not any(name.startswith("evenkeel_reconcile") for name in found)
 
 
+def test_roles_and_peers_are_ones_and_zeros(found: dict[str, float]) -> None:
+    assert found['evenkeel_vrrp_role{vrrp="edge",role="backup"}'] == 1
+    assert found['evenkeel_vrrp_role{vrrp="edge",role="master"}'] == 0
+    assert found['evenkeel_vrrp_priority{vrrp="edge"}'] == 145
+    assert found['evenkeel_peer_agrees{peer="lb2"}'] == 0
+    assert found['evenkeel_peer_answers{peer="lb2"}'] == 1
+
+
 def test_before_the_first_reading_it_is_still_an_exposition() -> None:
     assert samples(rendered(without_readings()))["evenkeel_generation"] == 7
 

@@ -16,8 +16,9 @@ from reconciler.portrait import EMPTY, portrait
 from reconciler.rates import Count, Rate, Reading, Window, rate
 from reconciler.status import build
 from reconciler.table import Slots
+from reconciler.vrrp import Vrrp
 from tests.support.lab import ROOT
-from tests.support.statuses import NOW, facts, without_readings
+from tests.support.statuses import NOW, PEER, facts, without_readings
 
 SCHEMA = json.loads((ROOT / "schemas/status.schema.json").read_text())
 NOTHING_LOADED = Facts("edge", NOW, 0, facts().state, None, type(facts().roster)())
@@ -273,3 +274,18 @@ def test_one_interface_is_enough_to_have_started_and_none_is_not() -> None:
     assert not has_started(facts(), verified=False)
     assert not has_started(replace(facts(), attached=()), verified=True)
     assert not has_started(None, verified=True)
+
+
+def test_role_and_peers_are_shown_to_people() -> None:
+    text = status_text.render(json.loads(json.dumps(build(facts()).document())))
+    assert "edge  backup  145       since 2027-01-15 07:59:30Z" in text
+    assert (
+        "lb2   differs for 75 s  heard 2027-01-15 07:59:58Z  commit c0ffee here, beef there" in text
+    )
+    gone = replace(facts(), vrrp=Vrrp(running=False), peers=(replace(PEER, identity=None, heard=None, trouble="refused"),))  # fmt: skip
+    text = status_text.render(json.loads(json.dumps(build(gone).document())))
+    assert "keepalived does not run" in text
+    assert "lb2   silent  http://10.1.9.2:9160  refused" in text
+    alone = status_text.render(build(replace(facts(), vrrp=None, peers=())).document())
+    assert "VRRP" not in alone
+    assert "PEER" not in alone

@@ -20,15 +20,11 @@ from reconciler.board import SILENCE, Board
 from reconciler.control import NotRunning, Refused, Requests
 from reconciler.problems import Rejected
 from reconciler.serve import Server, bound
+from tests.support.ports import free
 from tests.support.statuses import facts
 from tests.support.wait import until
 
 NODE = "apiVersion: evenkeel/v1\ninterfaces: {{eth0: {{}}}}\n{}\n"
-
-
-def free() -> str:
-    with closing(socket.create_server(("127.0.0.1", 0))) as found:
-        return f"127.0.0.1:{found.getsockname()[1]}"
 
 
 class Loop:
