@@ -15,7 +15,17 @@ from readiness.manager import ServiceManager
 from reconciler import config as configuration
 from reconciler import dry, shape, sources
 from reconciler.board import Board
-from reconciler.commands import apply, doctor, history, override, rollback, status, suspend, sync
+from reconciler.commands import (
+    apply,
+    doctor,
+    history,
+    override,
+    replay,
+    rollback,
+    status,
+    suspend,
+    sync,
+)
 from reconciler.control import SOCKET, NotRunning, Refused, Requests
 from reconciler.counting import NAME as COUNTERS
 from reconciler.desk import Desk
@@ -128,7 +138,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.set_defaults(run=run)
     commands = arguments.add_subparsers(title="commands", metavar="")
     _add_commands(commands.add_parser)
-    for command in (apply, doctor, history, override, rollback, status, suspend, sync):
+    for command in (apply, doctor, history, override, replay, rollback, status, suspend, sync):
         command.add(commands)
     return arguments
 
@@ -146,7 +156,7 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "name",
         nargs="?",
         default="config",
-        choices=("config", "node", "targets", "status", "plan", "history", "digests"),
+        choices=("config", "node", "targets", "status", "plan", "history", "digests", "replay"),
     )
     schema.set_defaults(run=print_schema)
     remove = add("teardown", help="detach and remove an instance, flows and history included")

@@ -170,8 +170,8 @@ def bound(
 
 def _between(options: argparse.Namespace) -> tuple[View, Plan]:
     node = node_of(options.node) if options.node.exists() else None
-    old, old_config = _loaded(options.against, node, "--against")
-    new, new_config = _loaded(options.config, node, "--config")
+    old, old_config = loaded(options.against, node, "--against")
+    new, new_config = loaded(options.config, node, "--config")
     bare = node or Node(interfaces={})
     nothing = Live(State(), {}, Surroundings(), room_of(bare))
     applied_once = look(old_config, bare, nothing, allow_removals=True)
@@ -189,7 +189,7 @@ def _between(options: argparse.Namespace) -> tuple[View, Plan]:
     return view, replace(plan, against=old.path, live_digest=old.digest.hex())
 
 
-def _loaded(path: Path, node: Node | None, option: str) -> tuple[Revision, Config]:
+def loaded(path: Path, node: Node | None, option: str) -> tuple[Revision, Config]:
     """The file, if it is right; and right for this node, if there is one."""
     read = revision(str(path), content(path, f"name the one to compare with {option}"))
     config = configuration.load(read.text, read.path)

@@ -56,6 +56,8 @@ def packet_of(text: str) -> Packet | str:
     assert destination is not None  # noqa: S101
     if source[0].version != destination[0].version:
         return f"{source[0]} and {destination[0]} are of two families"
+    if proto.upper() not in Proto.__members__:
+        return f"{proto!r} is no protocol: tcp or udp"
     return Packet(*source, *destination, Proto[proto.upper()])
 
 

@@ -97,7 +97,15 @@ class Box:
     def run(self, *arguments: str, ok: tuple[int, ...] = (0,)) -> Done:
         """The same in this process, which has imported it all."""
         words = list(self.line(*arguments))
-        words = words[words.index("reconciler") + 1 :]
+        return self._called(words[words.index("reconciler") + 1 :], ok)
+
+    def ask(self, command: str, *arguments: str, ok: tuple[int, ...] = (0,)) -> Done:
+        """A command about this instance that is given no files but those named here."""
+        place = ("--instance", self.place.instance, "--run-dir", str(self.place.run_dir))
+        state = ("--state-dir", str(self.place.state_dir))
+        return self._called([command, *arguments, *place, *state], ok)
+
+    def _called(self, words: list[str], ok: tuple[int, ...]) -> Done:
         out, err = io.StringIO(), io.StringIO()
         heard = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
         with heard[0], heard[1], self.namespace.entered():
