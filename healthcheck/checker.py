@@ -18,7 +18,7 @@ from typing import Protocol
 
 from healthcheck.exchange import Reason, Result
 from healthcheck.health import Outcome
-from healthcheck.probes import Attempt
+from healthcheck.probes import Attempt, Probe
 from healthcheck.schedule import Beat, Wheel
 
 PULSE = 0.02  # how often at least to look while probes are under way: what is not measured cannot be given back
@@ -26,30 +26,38 @@ SLIP = 0.01  # lateness that is given back to probes under way
 STALL = 0.25  # lateness after which what was due is spread anew, and failures found on waking prove nothing
 STARTS_AT_ONCE = 512  # per wake-up: answers are looked at in between
 _BATCH = 1024
-_NEUTRAL = Outcome.NEUTRAL
-
-Begin = Callable[[], Attempt | Result]
+_NEUTRAL, _NEVER = Outcome.NEUTRAL, math.inf
 
 
 def nothing() -> None:
-    """For whoever has nothing to let go of, or does not want to hear."""
+    """For whoever does not want to hear."""
 
 
 class Watch:
-    """One subject being probed, for as long as it is wanted."""
+    """One subject being probed, for as long as it is wanted. At most one attempt at a time is under way."""
 
-    __slots__ = ("beat", "due", "hurry", "let_go", "probe", "timeout", "wanted")
+    __slots__ = (
+        "attempt",
+        "beat",
+        "deadline",
+        "due",
+        "hurry",
+        "probe",
+        "started",
+        "timeout",
+        "wanted",
+    )
 
-    def __init__(
-        self, probe: Begin, beat: Beat, timeout: float, let_go: Callable[[], None] = nothing
-    ) -> None:
+    def __init__(self, probe: Probe, beat: Beat, timeout: float) -> None:
         self.probe = probe
-        self.let_go = let_go
         self.beat = beat
         self.hurry = 0.0  # seconds from the end of one probe to the next; 0: on the beat
         self.timeout = timeout
         self.due = 0.0
         self.wanted = True
+        self.attempt: Attempt | None = None  # under way, ...
+        self.started = 0.0  # ... since when ...
+        self.deadline = 0.0  # ... and until when, in fair time
 
     def pace(self, beat: Beat, hurry: float = 0.0) -> None:
         """From the next probe on."""
@@ -69,18 +77,15 @@ class Tally:
     own_trouble: int = 0  # results that say nothing about a backend
     stalls: int = 0
     late: int = 0  # starts that had to wait for more than an interval
+    worst: float = 0.0  # seconds that a start had to wait, at most, since somebody asked
 
+    def lateness(self, seconds: float) -> None:
+        self.worst = max(self.worst, seconds)
 
-class _Flight:
-    """An attempt under way. `deadline` is in fair time; None as attempt: it is over."""
-
-    __slots__ = ("attempt", "deadline", "started", "watch")
-
-    def __init__(self, watch: Watch, attempt: Attempt, started: float, deadline: float) -> None:
-        self.watch = watch
-        self.attempt: Attempt | None = attempt
-        self.started = started
-        self.deadline = deadline
+    def worst_since(self) -> float:
+        """The longest wait since this was last asked."""
+        worst, self.worst = self.worst, 0.0
+        return worst
 
 
 class Engine:
@@ -102,10 +107,10 @@ class Engine:
         self._epoll = epoll()
         self._wheel: Wheel[Watch] = Wheel()
         self._waiting: deque[Watch] = deque()
-        self._flying: dict[int, _Flight] = {}  # by file descriptor
-        self._by_timeout: dict[float, deque[_Flight]] = {}  # each in the order of deadlines
+        self._flying: dict[int, Watch] = {}  # by file descriptor
         # Fair time is the clock without the moments in which nobody looked. Deadlines are in fair time.
         self._given_back = 0.0
+        self._soonest = math.inf  # no deadline is before this
         self._expected = math.inf  # when the next wake-up was to be
         self._woken = clock()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -113,10 +118,8 @@ class Engine:
 
     # ---- what is watched
 
-    def watch(
-        self, probe: Begin, beat: Beat, timeout: float, let_go: Callable[[], None] = nothing
-    ) -> Watch:
-        watch = Watch(probe, beat, timeout, let_go)
+    def watch(self, probe: Probe, beat: Beat, timeout: float) -> Watch:
+        watch = Watch(probe, beat, timeout)
         self._schedule(watch, beat.soon(self.clock()))
         self._arm()
         return watch
@@ -124,11 +127,12 @@ class Engine:
     def forget(self, watch: Watch) -> None:
         """A probe of it that is under way ends unheard."""
         watch.wanted = False
-        watch.let_go()
+        watch.probe.close()
 
-    def once(self, probe: Begin, timeout: float, let_go: Callable[[], None] = nothing) -> Watch:
+    def once(self, probe: Probe, timeout: float) -> Watch:
         """Probed now and never again."""
-        watch = Watch(probe, Beat(0, math.inf), timeout, let_go)
+        watch = Watch(probe, Beat(0, math.inf), timeout)
+        watch.due = self.clock()
         self._waiting.append(watch)
         return watch
 
@@ -136,7 +140,7 @@ class Engine:
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        loop.add_reader(self._epoll.fileno(), self.wake)
+        loop.add_reader(self._epoll.fileno(), self._hear)
         self._arm()
 
     def close(self) -> None:
@@ -145,9 +149,9 @@ class Engine:
         if self._alarm:
             self._alarm.cancel()
         self._loop = self._alarm = None
-        for flight in self._flying.values():
-            if flight.attempt:
-                flight.attempt.close()
+        for watch in self._flying.values():
+            if watch.attempt:
+                watch.attempt.close()
         self._flying.clear()
         self._epoll.close()
 
@@ -162,20 +166,34 @@ class Engine:
             self._spread(now)
         elif late > SLIP:
             self._given_back += late
-        self._end_overdue(now)
-        self._start_due(now)
-        # What has answered already, and sockets that went to rest, would else wake us again at once.
-        self._drain(self.clock(), forgiving=stalled)
+        if now >= self._soonest + self._given_back:
+            self._end_overdue(now)
+        if self._start_due(now):
+            # What has answered already, and sockets that went to rest, would else wake us again at once.
+            self._drain(self.clock(), forgiving=stalled)
         self._settled()
         self._woken = now
         self._arm()
+
+    def _hear(self) -> None:
+        """Something came in before it was time to wake: the short way, of which there are thousands a second."""
+        now = self.clock()
+        if now >= self._expected:
+            self.wake()
+            return
+        self._drain(now, forgiving=False)
+        self._settled()
+        self._woken = now
+        if self._waiting or self._wheel.next_due < self._expected:
+            self._arm()
 
     def next_wake(self) -> float:
         """When to wake at the latest if nothing happens before."""
         if self._waiting and self._room > 0:
             return self._woken
-        pulse = self._woken + PULSE if self._flying else math.inf
-        return min(self._wheel.next_due(), pulse)
+        if not self._flying:
+            return self._wheel.next_due
+        return min(self._wheel.next_due, self._woken + PULSE, self._soonest + self._given_back)
 
     def lateness(self) -> float:
         """Seconds since the wake-up that should have been; 0 while there is none to wait for."""
@@ -202,38 +220,44 @@ class Engine:
     # ---- the steps of one wake-up
 
     def _drain(self, now: float, *, forgiving: bool) -> None:
-        flying = self._flying
-        while events := self._epoll.poll(0, _BATCH):
+        flying, poll = self._flying, self._epoll.poll
+        while events := poll(0, _BATCH):
             for fd, event in events:
-                flight = flying.get(fd)
-                if flight is None or flight.attempt is None:
+                watch = flying.get(fd)
+                if watch is None or watch.attempt is None:
                     continue  # a socket at rest
-                result = flight.attempt.ready(event)
+                result = watch.attempt.ready(event)
+                if result is None:
+                    continue
                 if isinstance(result, Result):
-                    self._end(flight, _excused(result) if forgiving else result, now)
-                elif result:
-                    self._take_over(flight, result)
+                    self._end(watch, _excused(result) if forgiving else result, now)
+                else:
+                    self._take_over(watch, result)
             if len(events) < _BATCH:
                 return
 
     def _end_overdue(self, now: float) -> None:
-        fair = now - self._given_back
-        for timeout, flights in list(self._by_timeout.items()):
-            while flights and (flights[0].attempt is None or flights[0].deadline <= fair):
-                flight = flights.popleft()
-                if flight.attempt:
-                    self._end(flight, flight.attempt.overdue(), now)
-            if not flights:
-                del self._by_timeout[timeout]
+        unfair = self._given_back
+        overdue = [one for one in self._flying.values() if one.deadline + unfair <= now]
+        for watch in overdue:
+            if watch.attempt:
+                self._end(watch, watch.attempt.overdue(), now)
+        self._soonest = min((one.deadline for one in self._flying.values()), default=math.inf)
 
-    def _start_due(self, now: float) -> None:
-        self._waiting.extend(self._wheel.due(now))
-        starts = 0
-        while self._waiting and self._room > 0 and starts < STARTS_AT_ONCE:
-            watch = self._waiting.popleft()
+    def _start_due(self, now: float) -> bool:
+        """Whether anything was started."""
+        waiting = self._waiting
+        waiting.extend(self._wheel.due(now))
+        if not waiting:
+            return False
+        self.tally.lateness(now - waiting[0].due)
+        for _ in range(min(len(waiting), STARTS_AT_ONCE)):
+            if self._room <= 0:
+                break
+            watch = waiting.popleft()
             if watch.wanted:
                 self._start(watch, now)
-                starts += 1
+        return True
 
     def _spread(self, now: float) -> None:
         """What was due while nobody looked does not start in one instant."""
@@ -244,54 +268,50 @@ class Engine:
         if now - watch.due > watch.beat.every:
             self.tally.late += 1
         attempt = watch.probe()
-        started = self.clock()
         if isinstance(attempt, Result):
-            self._say(watch, attempt, 0.0)
-            self._again(watch, now)
+            self._end(watch, attempt, now)
             return
-        flight = _Flight(watch, attempt, started, started - self._given_back + watch.timeout)
-        self._flying[attempt.fd] = flight
-        if (queue := self._by_timeout.get(watch.timeout)) is None:
-            queue = self._by_timeout[watch.timeout] = deque()
-        queue.append(flight)
+        watch.attempt = attempt
+        watch.started = started = self.clock()
+        watch.deadline = deadline = started - self._given_back + watch.timeout
+        self._soonest = min(self._soonest, deadline)
+        self._flying[attempt.fd] = watch
         self._room -= 1
         if not attempt.registered:
             self._epoll.register(attempt.fd, attempt.events)
 
-    def _take_over(self, flight: _Flight, attempt: Attempt) -> None:
+    def _take_over(self, watch: Watch, attempt: Attempt) -> None:
         """The same probe goes on over another socket, within the same time."""
-        if flight.attempt:
-            del self._flying[flight.attempt.fd]
-        flight.attempt = attempt
-        self._flying[attempt.fd] = flight
+        if watch.attempt:
+            del self._flying[watch.attempt.fd]
+        watch.attempt = attempt
+        self._flying[attempt.fd] = watch
         if not attempt.registered:
             self._epoll.register(attempt.fd, attempt.events)
 
-    def _end(self, flight: _Flight, result: Result, now: float) -> None:
-        attempt, flight.attempt = flight.attempt, None
-        if attempt is None:
-            return
-        del self._flying[attempt.fd]
-        attempt.close()  # which takes the socket out of the epoll set too, unless it is kept
-        self._room += 1
-        self._say(flight.watch, result, now - flight.started)
-        self._again(flight.watch, now)
-
-    def _say(self, watch: Watch, result: Result, latency: float) -> None:
+    def _end(self, watch: Watch, result: Result, now: float) -> None:
+        """Long for a function here: it ends every probe, and calls cost more than what they do."""
+        attempt, latency = watch.attempt, 0.0
+        if attempt is not None:
+            watch.attempt = None
+            del self._flying[attempt.fd]
+            attempt.close()  # which takes the socket out of the epoll set too, unless it is kept
+            self._room += 1
+            latency = now - watch.started
         self.tally.probes += 1
         if result.outcome is _NEUTRAL:
             self.tally.own_trouble += 1
-        if watch.wanted:
-            self._report(watch, result, max(latency, 0.0))
-
-    def _again(self, watch: Watch, now: float) -> None:
-        if watch.wanted and watch.beat.every < math.inf:
-            due = (
-                watch.beat.hurried(watch.hurry, now)
-                if watch.hurry
-                else watch.beat.next(watch.due, now)
-            )
-            self._schedule(watch, due)
+        if not watch.wanted:
+            return
+        self._report(watch, result, latency if latency > 0 else 0.0)
+        beat = watch.beat
+        if watch.hurry:
+            watch.due = beat.hurried(watch.hurry, now)
+        elif beat.every < _NEVER:
+            watch.due = beat.next(watch.due, now)
+        else:
+            return
+        self._wheel.add(watch.due, watch)
 
     def _schedule(self, watch: Watch, due: float) -> None:
         watch.due = due

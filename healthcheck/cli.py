@@ -252,8 +252,7 @@ async def one_round(backends: Sequence[Backend]) -> dict[Backend, tuple[Result, 
 
 
 def _begin(engine: Engine, subject: Subject, stock: Stock) -> Watch:
-    probe = subject.probe(stock)
-    return engine.once(probe, subject.check.timeout, probe.close)
+    return engine.once(subject.probe(stock), subject.check.timeout)
 
 
 def _row(backend: Backend, result: Result, latency: float) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from ipaddress import ip_address
 
 from healthcheck import dns, web
@@ -14,7 +14,7 @@ from healthcheck.health import Outcome, Thresholds
 from healthcheck.probes import Attempt, Datagram, Probe, Tcp
 from healthcheck.schedule import JITTER
 from healthcheck.stock import Stock
-from healthcheck.tls import SYSTEM, Client, Tls, Trust
+from healthcheck.tls import SYSTEM, Client, Trust, begin
 
 WARNING = 14 * 86400.0  # seconds before a certificate ends
 
@@ -82,6 +82,10 @@ class Check:
     question: Question = ROOT
     secure: Secure = BY_THE_SYSTEM
 
+    def __hash__(self) -> int:
+        """Not of all that makes two checks equal: thousands of backends ask for it, and have a handful of checks."""
+        return hash((self.type, self.timeout, self.pacing.every))
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -116,20 +120,16 @@ class Subject:
     def _over_tcp(self) -> Callable[[], Exchange] | None:
         check, line = self.check, self.check.line
         if check.type == "tcp":
-            return (lambda: Words(line.send, line.receive)) if line.send or line.receive else None
+            return partial(Words, line.send, line.receive) if line.send or line.receive else None
         http = check.http
         request = web.request(
-            http.method,
-            http.path,
-            http.host or str(self),
-            dict(http.headers),
-            keep=http.keep_alive,
+            http.method, http.path, http.host or str(self), http.headers, keep=http.keep_alive
         )
-        expected, keep = http.expected, http.keep_alive
+        asking = web.Asking(request, http.expected, keep=http.keep_alive)
         if check.type == "http":
-            return lambda: web.Http(request, expected, keep=keep)
+            return asking
         client = Client(_context(check.secure.trust), self._tls_name(), check.secure.trust.alpn)
-        return lambda: Tls(client, web.Http(request, expected, keep=keep))
+        return partial(begin, client, asking)
 
     def _tls_name(self) -> str:
         return self.check.secure.name or _hostname(self.check.http.host) or self.address
@@ -137,14 +137,12 @@ class Subject:
     def _over_datagrams(self) -> Callable[[], Exchange]:
         check = self.check
         if check.type == "icmp":
-            version = ip_address(self.address).version
-            return lambda: Echo(version)
+            return partial(Echo, ip_address(self.address).version)
         if check.type == "udp":
-            line = check.line
-            return lambda: Words(line.send, line.receive)
+            return partial(Words, check.line.send, check.line.receive)
         asked = check.question
         encoded = dns.question(asked.name, asked.record)
-        return lambda: dns.Dns(encoded, asked.record, asked.answer)
+        return partial(dns.Dns, encoded, asked.record, asked.answer)
 
 
 class Later:

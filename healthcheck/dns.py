@@ -63,8 +63,8 @@ class Dns:
     def overdue(self) -> Result:
         return failed(Reason.ANSWER_TIMEOUT, "no answer to the question")
 
-    def again(self) -> None:
-        return None
+    def again(self) -> bool:
+        return False
 
     def _judge(self, found: list[bytes]) -> Result:
         if not found:

@@ -36,8 +36,8 @@ class Echo:
     def overdue(self) -> Result:
         return failed(Reason.ANSWER_TIMEOUT, "no echo")
 
-    def again(self) -> None:
-        return None
+    def again(self) -> bool:
+        return False
 
     def _has_header(self, data: bytes) -> bool:
         """A raw IPv4 socket shows it, a ping socket does not; no echo message begins like one."""

@@ -52,7 +52,7 @@ def failed(reason: Reason, detail: str) -> Result:
 
 
 class Exchange(Protocol):
-    """What follows a connection. One exchange serves one probe."""
+    """What follows a connection. One exchange serves one probe, unless it can be asked again."""
 
     request: bytes  # to be sent; whoever sends takes it away
 
@@ -62,8 +62,8 @@ class Exchange(Protocol):
     def overdue(self) -> Result:
         """What it means that there is no result by now."""
 
-    def again(self) -> "Exchange | None":
-        """After a pass: the same, to be asked anew over this connection; None where that cannot be."""
+    def again(self) -> bool:
+        """After a pass: be as new, to be asked once more over this connection; False where that cannot be."""
 
 
 class Words:
@@ -91,8 +91,8 @@ class Words:
         reason = Reason.WRONG_ANSWER if self._heard else Reason.ANSWER_TIMEOUT
         return failed(reason, self._progress())
 
-    def again(self) -> None:
-        return None
+    def again(self) -> bool:
+        return False
 
     def _progress(self) -> str:
         return f"expected words not in {excerpt(self._heard)}" if self._heard else "no answer"

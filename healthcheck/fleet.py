@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from healthcheck import report, targets
-from healthcheck.checker import Engine, Watch
+from healthcheck.checker import Engine, Tally, Watch
 from healthcheck.definition import Subject
 from healthcheck.exchange import Result
 from healthcheck.health import FULL, Outcome, Pace, State
@@ -86,6 +86,7 @@ class Fleet:
         self._reported = -REFRESH
         self._looked = -GAP
         self._past = report.past(report_path)
+        self.engine.tally = Tally(**self._past.counted)
 
     # ---- what the engine tells
 
@@ -246,7 +247,7 @@ class Fleet:
     def _begin(self, subject: Subject) -> Watch:
         pacing, probe = subject.check.pacing, subject.probe(self._stock)
         beat = Beat(seed(subject.identity()), pacing.every, pacing.jitter)
-        return self.engine.watch(probe, beat, subject.check.timeout, probe.close)
+        return self.engine.watch(probe, beat, subject.check.timeout)
 
     def _pace(self, watch: Watch) -> None:
         members = self._audience[watch]

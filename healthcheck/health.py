@@ -103,6 +103,9 @@ class Health:
         return Health(seen, relapses=min(self.relapses + 1, RELAPSES) if self.unsettled else 0)
 
 
+STEADY = Health(State.UP)  # how nearly all backends are nearly all the time
+
+
 def after_all(health: Health, outcomes: Iterable[Outcome], thresholds: Thresholds) -> Health:
     for outcome in outcomes:
         health = health.after(outcome, thresholds)

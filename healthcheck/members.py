@@ -8,29 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from healthcheck.exchange import Result
-from healthcheck.health import FULL, Health, Outcome, State, first, ramp
+from healthcheck.health import FULL, STEADY, Health, Outcome, State, first, ramp
 from healthcheck.targets import Backend
 from healthcheck.verdicts import Verdict
 
 TRUSTED = 300.0  # seconds without a checker after which the map's verdicts need no more than one contrary result
 NOTHING = Verdict(State.UNKNOWN)
 _PASS = Outcome.PASS
-
-
-@dataclass(slots=True)
-class Counters:
-    passed: int = 0
-    failed: int = 0
-    neutral: int = 0
-    flips: int = 0
-
-    def count(self, outcome: Outcome) -> None:
-        if outcome is _PASS:
-            self.passed += 1
-        elif outcome is Outcome.NEUTRAL:
-            self.neutral += 1
-        else:
-            self.failed += 1
 
 
 @dataclass(slots=True)
@@ -43,7 +27,11 @@ class Member:
     last: Result | None = None  # the newest result, ...
     latency: float = 0.0  # ... what it took, in seconds, ...
     at: float = 0.0  # ... and when it was, since the epoch
-    counters: Counters = field(default_factory=Counters)
+    passed: int = 0
+    failed: int = 0
+    neutral: int = 0
+    flips: int = 0
+    reasons: dict[str, int] | None = None  # of results that did not pass: how many for which reason
     place: int = 0  # in the report
     ramp: int = FULL
     returned: float = 0.0  # while the ramp is below its end: when it began, on the engine's clock
@@ -55,14 +43,31 @@ class Member:
     def hear(self, result: Result, latency: float, at: float) -> bool:
         """Whether the verdict has changed."""
         self.last, self.latency, self.at = result, latency, at
-        self.counters.count(result.outcome)
+        if result.outcome is _PASS:
+            self.passed += 1
+            if self.health is STEADY:
+                return False  # nearly always
+        else:
+            self._count(result)
+        return self._judge(result.outcome, at)
+
+    def _judge(self, outcome: Outcome, at: float) -> bool:
         before = self.health
-        self.health = before.after(result.outcome, self.backend.subject.check.thresholds)
-        if self.health is before or self.health.state is before.state:
+        after = before.after(outcome, self.backend.subject.check.thresholds)
+        self.health = STEADY if after == STEADY else after
+        if after.state is before.state:
             return False
         self.since = at
-        self.counters.flips += 1
+        self.flips += 1
         return True
+
+    def _count(self, result: Result) -> None:
+        if result.outcome is Outcome.NEUTRAL:
+            self.neutral += 1
+        else:
+            self.failed += 1
+        reasons = self.reasons = self.reasons or {}
+        reasons[result.reason] = reasons.get(result.reason, 0) + 1
 
     def needed(self) -> int:
         return self.health.needed(self.backend.subject.check.thresholds)
@@ -81,14 +86,28 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
-    """What the last process said before it ended: when that was, and since when each backend was what it was."""
+class Told:
+    """What the last process said of one backend."""
 
-    since: Mapping[int, tuple[State, float]] = field(default_factory=dict)
+    state: State = State.UNKNOWN
+    since: float | None = None
+    counts: tuple[int, int, int, int] = (0, 0, 0, 0)  # passed, failed, neutral, flips
+    reasons: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What the last process said before it ended, and when that was."""
+
+    backends: Mapping[int, Told] = field(default_factory=dict)  # by id
     told: float | None = None
+    counted: Mapping[str, int] = field(default_factory=dict)  # by the checker, of itself
 
     def is_old(self, now: float) -> bool:
         return self.told is not None and now - self.told > TRUSTED
+
+
+_UNHEARD_OF = Told()
 
 
 class Adoption:
@@ -123,12 +142,19 @@ class Adoption:
     def _member(self, backend: Backend) -> Member:
         before = self._by_id.get(backend.id) or self._by_place.get(_place(backend))
         if before is None:
-            return self._from_map(Member(backend))
+            return self._from_map(self._remembered(backend))
         same = before.backend.subject == backend.subject
         health = before.health if same else before.health.redefined()
-        counters = replace(before.counters)
-        member = replace(before, backend=backend, health=health, counters=counters)
+        reasons = dict(before.reasons) if before.reasons else None
+        member = replace(before, backend=backend, health=health, reasons=reasons)
         return self._from_map(member) if health.state is State.UNKNOWN else member
+
+    def _remembered(self, backend: Backend) -> Member:
+        """Counting goes on where the last process stopped."""
+        member, told = Member(backend), self._past.backends.get(backend.id, _UNHEARD_OF)
+        member.passed, member.failed, member.neutral, member.flips = told.counts
+        member.reasons = dict(told.reasons) or None
+        return member
 
     def _from_map(self, member: Member) -> Member:
         backend = member.backend
@@ -138,8 +164,8 @@ class Adoption:
         health = Health(said.state)
         doubted = health.doubted(backend.subject.check.thresholds)
         member.health = doubted if self._old_news else health
-        was, began = self._past.since.get(backend.id, (State.UNKNOWN, 0.0))
-        member.since = began if was is said.state else None
+        told = self._past.backends.get(backend.id, _UNHEARD_OF)
+        member.since = told.since if told.state is said.state else None
         over = backend.subject.check.ramp
         if said.state is State.UP and said.ramp < FULL and over:
             member.ramp, member.returned = said.ramp, self._clock - over * said.ramp / FULL

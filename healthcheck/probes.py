@@ -114,15 +114,21 @@ class Connection:
         self.registered = registered
 
     def ready(self, events: int) -> Result | Attempt | None:
+        """To the result, or until there is nothing more to read. A kept connection that ends without a word has none."""
+        exchange = self._exchange
         try:
-            if not self._connected:
-                doubtful = events & OVER or self._tcp.endpoint.may_be_ourselves
-                if doubtful and (result := self._connect()):
-                    return result
-                self._connected = True
-                if self._exchange is None:
-                    return CONNECTED
-            result = self._talk()
+            if not self._connected and (result := self._connect(events)):
+                return result
+            if exchange is None:
+                return CONNECTED
+            while True:
+                if exchange.request:
+                    self._send(exchange)
+                data = self._socket.recv(_AT_ONCE)
+                if data:
+                    self._kept = False
+                if result := exchange.receive(data):
+                    break
         except BlockingIOError:
             return None
         except OSError as error:
@@ -135,44 +141,38 @@ class Connection:
         return failed(Reason.CONNECT_TIMEOUT, "nothing came back")
 
     def close(self) -> None:
-        following = self._exchange.again() if self._exchange and self._connected else None
-        self._tcp.done(self._socket, following)
+        exchange = self._exchange
+        if exchange is not None and self._connected and exchange.again():
+            self._tcp.rests(self)
+        else:
+            self._tcp.done(self._socket)
 
-    def resumed(self) -> "Connection":
+    def resume(self) -> None:
         """The request, over a connection that stands. OSError: it does not stand any more."""
-        self._connected = self._kept = True
-        self._send()
-        return self
+        self._kept = True
+        if self._exchange is not None:
+            self._send(self._exchange)
 
-    def _connect(self) -> Result | None:
-        if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            return fault(error, _FAULTS_ON_THE_WIRE, "connecting")
-        if self._tcp.endpoint.may_be_ourselves and self._is_ourselves():
-            return failed(Reason.REFUSED, "nothing listens: the connection met itself")
+    def discard(self) -> None:
+        self._socket.close()
+
+    def _connect(self, events: int) -> Result | None:
+        """What is wrong with the connection; None: it stands."""
+        myself = self._tcp.endpoint.may_be_ourselves
+        if events & OVER or myself:
+            if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                return fault(error, _FAULTS_ON_THE_WIRE, "connecting")
+            if myself and self._is_ourselves():
+                return failed(Reason.REFUSED, "nothing listens: the connection met itself")
+        self._connected = True
         return None
 
     def _is_ourselves(self) -> bool:
         return bool(self._socket.getsockname() == self._socket.getpeername())
 
-    def _talk(self) -> Result:
-        """To the result, or to BlockingIOError. A kept connection that ends without a word has no result."""
-        exchange, sock = self._exchange, self._socket
-        if exchange is None:
-            raise AssertionError("a connection without an exchange ends when it opens")
-        if exchange.request:
-            self._send()
-        while True:
-            data = sock.recv(_AT_ONCE)
-            self._kept = self._kept and not data
-            if result := exchange.receive(data):
-                return result
-            if exchange.request:
-                self._send()
-
-    def _send(self) -> None:
-        if exchange := self._exchange:
-            sent = self._socket.send(exchange.request)
-            exchange.request = exchange.request[sent:]
+    def _send(self, exchange: Exchange) -> None:
+        request = exchange.request
+        exchange.request = request[self._socket.send(request) :]
 
 
 class Tcp:
@@ -187,15 +187,17 @@ class Tcp:
         self._converse = converse
         self._stock = stock
         self._keep = keep
-        self._idle: tuple[Socket, Exchange] | None = None
+        self._idle: Connection | None = None
 
     def __call__(self) -> Attempt | Result:
         if idle := self._idle:
             self._idle = None
             try:
-                return Connection(self, *idle, registered=True).resumed()
+                idle.resume()
             except OSError:
-                idle[0].close()
+                idle.discard()
+            else:
+                return idle
         return self._begin()
 
     def overhear(self, wrap: Callable[[Exchange], Exchange]) -> None:
@@ -208,10 +210,16 @@ class Tcp:
         stale.close()
         return self._begin()
 
-    def done(self, sock: Socket, following: Exchange | None) -> None:
-        if following and self._keep:
-            self._idle = sock, following
-        elif self.endpoint.plain:
+    def rests(self, connection: Connection) -> None:
+        """Until the next attempt, if connections are kept at all."""
+        if self._keep:
+            connection.registered = True
+            self._idle = connection
+        else:
+            connection.discard()
+
+    def done(self, sock: Socket) -> None:
+        if self.endpoint.plain:
             self._stock.put(sock)
         else:
             sock.close()
@@ -219,7 +227,7 @@ class Tcp:
     def close(self) -> None:
         self._keep = False
         if self._idle:
-            self._idle[0].close()
+            self._idle.discard()
             self._idle = None
 
     def _begin(self) -> Attempt | Result:

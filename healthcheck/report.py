@@ -8,7 +8,7 @@ text, and made anew a slice at a time; those whose verdict has changed go first.
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from typing import Any
 from healthcheck.checker import Tally
 from healthcheck.exchange import Result
 from healthcheck.health import State
-from healthcheck.members import Counters, Member, Past
+from healthcheck.members import Member, Past, Told
 
-FORMAT_VERSION = "1.1"
+FORMAT_VERSION = "1.2"
 _PIECE = 256  # parts written in one go
+COUNTED = ("probes", "own_trouble", "stalls", "late")  # by the checker, of itself
 SLICE = 100  # parts made anew in one go: three milliseconds at most
 
 
@@ -84,7 +85,7 @@ class Report:
                 {"type": one.type, "message": one.message, "since": _time(one.since)}
                 for one in conditions
             ],
-            "checker": asdict(tally),
+            "checker": _checker(tally),
         }
         yield _encoded(head)[:-1] + b',"backends":['
         for start in range(0, len(self._parts), _PIECE):
@@ -102,6 +103,13 @@ def _encoded(value: dict[str, Any]) -> bytes:
     return json.dumps(value, separators=(",", ":")).encode("ascii")
 
 
+def _checker(tally: Tally) -> dict[str, Any]:
+    return {
+        **{name: getattr(tally, name) for name in COUNTED},
+        "lateness_ms": round(tally.worst_since() * 1000, 3),
+    }
+
+
 def _backend(member: Member) -> dict[str, Any]:
     backend, health = member.backend, member.health
     subject = backend.subject
@@ -117,16 +125,17 @@ def _backend(member: Member) -> dict[str, Any]:
         "contrary": health.contrary,
         "needed": member.needed(),
         "last": last_of(member.last, member.latency, member.at) if member.last else None,
-        "counters": _counters(member.counters),
+        "counters": _counters(member),
     }
 
 
-def _counters(counters: Counters) -> dict[str, int]:
+def _counters(member: Member) -> dict[str, Any]:
     return {
-        "passed": counters.passed,
-        "failed": counters.failed,
-        "neutral": counters.neutral,
-        "flips": counters.flips,
+        "passed": member.passed,
+        "failed": member.failed,
+        "neutral": member.neutral,
+        "flips": member.flips,
+        "reasons": member.reasons or {},
     }
 
 
@@ -154,14 +163,21 @@ def past(path: Path) -> Past:
     """What the last report says; nothing if there is none that can be read."""
     try:
         report = json.loads(path.read_bytes())
-        since = {
-            entry["id"]: (State(entry["state"]), _seconds(entry["since"]))
-            for entry in report["backends"]
-            if entry["since"]
-        }
-        return Past(since, _seconds(report["published_at"]))
+        told = {entry["id"]: _told(entry) for entry in report["backends"]}
+        counted = {name: report["checker"][name] for name in COUNTED}
+        return Past(told, _seconds(report["published_at"]), counted)
     except (OSError, ValueError, KeyError, TypeError):
-        return Past()  # a convenience: without it, times begin with this process
+        return Past()  # a convenience: without it, times and counters begin with this process
+
+
+def _told(entry: dict[str, Any]) -> Told:
+    counters = entry["counters"]
+    return Told(
+        State(entry["state"]),
+        _seconds(entry["since"]) if entry["since"] else None,
+        (counters["passed"], counters["failed"], counters["neutral"], counters["flips"]),
+        counters.get("reasons", {}),
+    )
 
 
 def _seconds(text: str) -> float:

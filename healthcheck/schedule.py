@@ -6,9 +6,8 @@ waits for the next instead of catching up in a burst.
 """
 
 import heapq
-from dataclasses import dataclass, field
 from hashlib import blake2b
-from math import floor, inf
+from math import ceil, floor, inf
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -18,7 +17,7 @@ JITTER = 0.05  # of the interval: enough to leave step with whatever else has th
 TICK = 0.005  # resolution of the wheel: a start is late by at most this, a wake-up serves all of a tick
 
 _SURE = 1e-6  # of an interval: what a beat that is stored as a float may be off by
-_MIX = 0x9E3779B97F4A7C15
+_MIX, _WORD, _PRIME = 0x9E3779B97F4A7C15, 0xFFFFFFFFFFFFFFFF, 0x1000003D
 
 
 def seed(name: str) -> int:
@@ -50,8 +49,12 @@ class Beat:
     def next(self, due: float, now: float) -> float:
         """The beat after the one that was due; if a slow probe overran that, at once; if more was missed, the next."""
         every = self.every
-        number = floor(due / every - self._phase + self.jitter * 0.5 + _SURE)
-        following = self.at(number + 1)
+        jitter, phase = self.jitter, self._phase
+        number = floor(due / every - phase + jitter * 0.5 + _SURE) + 1
+        # As `at` has it, without the calls: each probe that ends comes by here.
+        mixed = (self._seed ^ ((number + 1) * _MIX)) * _MIX & _WORD
+        share = (mixed ^ mixed >> 29) % _PRIME / _PRIME
+        following = (number + phase + jitter * (share - 0.5)) * every
         if following > now:
             return following
         return now if now - due < 2 * every else self._first_after(now)
@@ -68,31 +71,33 @@ class Beat:
 
     def _share(self, salt: int) -> float:
         """0 to 1, the same for the same target and salt."""
-        mixed = (self._seed ^ (salt * _MIX)) * _MIX & 0xFFFFFFFFFFFFFFFF
-        return (mixed ^ mixed >> 29) % 0x1000003D / 0x1000003D
+        mixed = (self._seed ^ (salt * _MIX)) * _MIX & _WORD
+        return (mixed ^ mixed >> 29) % _PRIME / _PRIME
 
 
-@dataclass(slots=True)
 class Wheel(Generic[T]):
     """What is due when, in ticks. Nothing is ever taken out early: whoever takes things out knows what has gone."""
 
-    _slots: dict[int, list[T]] = field(default_factory=dict)
-    _ticks: list[int] = field(default_factory=list)  # a heap of the keys above
+    __slots__ = ("_slots", "_ticks", "next_due")
+
+    def __init__(self) -> None:
+        self._slots: dict[int, list[T]] = {}
+        self._ticks: list[int] = []  # a heap of the keys above
+        self.next_due = inf
 
     def add(self, due: float, item: T) -> None:
-        tick = -floor(-due / TICK)  # rounded up: nothing is early
-        if tick in self._slots:
-            self._slots[tick].append(item)
-        else:
-            self._slots[tick] = [item]
-            heapq.heappush(self._ticks, tick)
+        tick = ceil(due / TICK)  # rounded up: nothing is early
+        if (slot := self._slots.get(tick)) is not None:
+            slot.append(item)
+            return
+        self._slots[tick] = [item]
+        heapq.heappush(self._ticks, tick)
+        self.next_due = self._ticks[0] * TICK
 
     def due(self, now: float) -> list[T]:
         """Takes out everything that is due, the oldest first."""
         taken: list[T] = []
-        while self._ticks and self._ticks[0] * TICK <= now:
+        while self.next_due <= now:
             taken += self._slots.pop(heapq.heappop(self._ticks))
+            self.next_due = self._ticks[0] * TICK if self._ticks else inf
         return taken
-
-    def next_due(self) -> float:
-        return self._ticks[0] * TICK if self._ticks else inf

@@ -5,6 +5,7 @@ the session is resumed, which costs both sides much less and proves nothing new.
 """
 
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from healthcheck.exchange import WINDOW, Exchange, Reason, Result, failed
@@ -120,13 +121,11 @@ class Tls:
         how = "resumed" if self._ours.session_reused else "in full"
         return f"handshake {how}: {self._ours.version()}, {cipher[0] if cipher else 'no cipher'}"
 
-    def again(self) -> "Tls | None":
-        following = self._inner.again()
-        if following is None:
-            return None
-        self._inner = following
+    def again(self) -> bool:
+        if not self._inner.again():
+            return False
         self._say()
-        return self
+        return True
 
     def _shake(self) -> Result | None:
         try:
@@ -171,6 +170,10 @@ class Tls:
             return self._inner.receive(b"")
         except ssl.SSLError as error:
             return failed(Reason.TLS_PROTOCOL, _said(error))
+
+
+def begin(client: Client, converse: Callable[[], Exchange]) -> Tls:
+    return Tls(client, converse())
 
 
 def _said(error: ssl.SSLError) -> str:

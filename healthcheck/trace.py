@@ -130,8 +130,8 @@ class Shown:
     def overdue(self) -> Result:
         return self._inner.overdue()
 
-    def again(self) -> None:
-        return None
+    def again(self) -> bool:
+        return False
 
 
 def probe(url: str, timeout: float, settings: Sequence[str]) -> Outcome:

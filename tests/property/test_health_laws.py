@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from healthcheck.exchange import Reason, Result
 from healthcheck.health import Health, Outcome, State, Thresholds, after_all, ramp
 from healthcheck.schedule import JITTER, SOON, Beat
-from healthcheck.web import GOOD, Http
+from healthcheck.web import Asking, Http
 from tests.support.health import a_fleet, backend, check
 
 PASS, FAIL, NEUTRAL = Outcome.PASS, Outcome.FAIL, Outcome.NEUTRAL
@@ -173,7 +173,7 @@ def test_nothing_is_caught_up_after_a_long_silence(
 def test_an_answer_means_the_same_however_it_is_cut(answer: bytes, cuts: list[int]) -> None:
     whole = b"HTTP/1.1 204 No Content\r\nX: " + answer
     edges = sorted({0, len(whole), *(cut % len(whole) for cut in cuts)})
-    at_once, in_pieces = Http(b"", GOOD), Http(b"", GOOD)
+    at_once, in_pieces = Http(Asking(b"")), Http(Asking(b""))
     expected = at_once.receive(whole)
     found = None
     for start, end in pairwise(edges):

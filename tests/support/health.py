@@ -172,6 +172,18 @@ class ByHand:
         self.closed = True
 
 
+class Asks:
+    """A target of the engine's, made from whatever begins an attempt."""
+
+    def __init__(self, begin: Callable[[], Attempt | Result]) -> None:
+        self._begin = begin
+
+    def __call__(self) -> Attempt | Result:
+        return self._begin()
+
+    def close(self) -> None: ...
+
+
 def pass_until(engine: Engine, clock: Clock, end: float) -> None:
     """Lets time pass as asyncio would: from one wake-up that the engine asked for to the next."""
     while (at := max(engine.next_wake(), clock.now)) <= end:
@@ -193,7 +205,7 @@ def probe(where: Subject, begin: Callable[[], Attempt | Result] | None = None) -
         done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         engine = Engine(lambda _watch, result, _latency: done.set_result(result))
         try:
-            engine.once(begin or made, where.check.timeout)
+            engine.once(Asks(begin or made), where.check.timeout)
             engine.attach(asyncio.get_running_loop())
             return await done
         finally:

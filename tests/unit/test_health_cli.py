@@ -15,7 +15,7 @@ from healthcheck import cli
 from healthcheck.exchange import Result
 from healthcheck.schedule import Beat
 from readiness.manager import ServiceManager
-from tests.support.health import a_fleet, backend, check, closed_port, document, put, serving
+from tests.support.health import Asks, a_fleet, backend, check, closed_port, document, put, serving
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_mistake_of_ours_ends_the_checker_instead_of_hiding(tmp_path: Path) ->
         raise ZeroDivisionError
 
     with a_fleet() as (fleet, _):
-        fleet.engine.watch(mistaken, Beat(1, 0.01), 1.0)
+        fleet.engine.watch(Asks(mistaken), Beat(1, 0.01), 1.0)
         with pytest.raises(ZeroDivisionError):
             asyncio.run(cli.follow(fleet, ServiceManager()))
 

@@ -15,6 +15,7 @@ from healthcheck.stock import Stock
 from tests.support.health import (
     NEUTRAL,
     PASS,
+    Asks,
     ByHand,
     Clock,
     closed_port,
@@ -47,11 +48,11 @@ class Bench:
         return self.attempts[-1]
 
     def watch(self, name: str = "one", every: float = 2.0, timeout: float = 1.0) -> Watch:
-        return self.engine.watch(self.by_hand, Beat(seed(name), every), timeout)
+        return self.engine.watch(Asks(self.by_hand), Beat(seed(name), every), timeout)
 
     def instant(self, name: str, result: Result = PASS, every: float = 2.0) -> Watch:
         """Something whose probes are over as soon as they begin."""
-        return self.engine.watch(lambda: result, Beat(seed(name), every), 1.0)
+        return self.engine.watch(Asks(lambda: result), Beat(seed(name), every), 1.0)
 
     def pass_(self, seconds: float) -> None:
         pass_until(self.engine, self.clock, self.clock.now + seconds)
@@ -208,7 +209,7 @@ def test_after_a_stall_nothing_is_caught_up_in_a_burst(bench: Bench) -> None:
 def test_answers_are_looked_at_between_many_starts(bench: Bench) -> None:
     many = STARTS_AT_ONCE + 10
     for _ in range(many):
-        bench.engine.once(lambda: PASS, 1.0)
+        bench.engine.once(Asks(lambda: PASS), 1.0)
     bench.engine.wake()
     assert len(bench.heard) == STARTS_AT_ONCE
     bench.engine.wake()

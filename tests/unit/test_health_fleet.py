@@ -355,7 +355,7 @@ def test_what_is_reported() -> None:
             "detail": "nobody there",
             "latency_ms": 1.0,
         },
-        "counters": {"passed": 1, "failed": 1, "neutral": 0, "flips": 1},
+        "counters": {"passed": 1, "failed": 1, "neutral": 0, "flips": 1, "reasons": {"refused": 1}},
     }
 
 
@@ -374,6 +374,28 @@ def test_since_when_survives_a_restart(tmp_path: Path) -> None:
     second.close()
     assert (after["state"], after["since"]) == (before["state"], before["since"])
     assert before["since"] is not None
+
+
+def test_counting_goes_on_after_a_restart(tmp_path: Path) -> None:
+    health_map = MapInMemory()
+    put(tmp_path / "targets.json", document(backend(1)))
+    files = (tmp_path / "targets.json", tmp_path / "health.json")
+    for _ in range(2):
+        fleet = LabFleet(*files, "lab", health_map.open)
+        fleet.look()
+        for result in (PASS, FAIL, NEUTRAL, PASS):
+            fleet.hear(result)
+        fleet.engine.tally.probes += 4
+        told = reported(fleet)
+        fleet.close()
+    assert told["backends"][0]["counters"] == {
+        "passed": 4,
+        "failed": 2,
+        "neutral": 2,
+        "flips": 1,
+        "reasons": {"refused": 2, "own-trouble": 2},
+    }
+    assert told["checker"]["probes"] == 8
 
 
 def test_a_flip_is_reported_at_once_and_agreement_within_the_refresh() -> None:

@@ -17,7 +17,7 @@ from healthcheck.health import Outcome
 from healthcheck.probes import Attempt
 from healthcheck.stock import Stock
 from tests.support.certificates import EXPIRED, Certificate, make
-from tests.support.health import LOOPBACK, Serve, probe, serving, subject
+from tests.support.health import LOOPBACK, Asks, Serve, probe, serving, subject
 from tests.support.wait import until
 
 PATIENCE = {"timeout": 0.3}
@@ -147,7 +147,7 @@ class Row:
 
     def probe(self) -> Result:
         before = len(self.results)
-        self.engine.once(self.begin, self.timeout)
+        self.engine.once(Asks(self.begin), self.timeout)
         until(lambda: self.engine.wake() or len(self.results) > before, what="a result")
         return self.results[-1]
 

@@ -10,7 +10,7 @@ import pytest
 from healthcheck import endpoint, probes
 from healthcheck.exchange import WINDOW, Reason, Result
 from healthcheck.health import Outcome
-from healthcheck.web import Expected, Http
+from healthcheck.web import Asking, Expected, Http
 from tests.support.health import LOOPBACK, Serve, closed_port, probe, serving, silent_port, subject
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -163,9 +163,25 @@ def test_what_is_asked_for() -> None:
 
 def test_expected_statuses_are_inclusive_ranges() -> None:
     for status, expected in ((199, False), (200, True), (204, True), (205, False), (401, True)):
-        exchange = Http(b"", Expected(status=((200, 204), (401, 401))))
+        exchange = Http(Asking(b"", Expected(status=((200, 204), (401, 401)))))
         result = exchange.receive(b"HTTP/1.1 %d X\r\n\r\n" % status)
         assert (result is not None and result.outcome is Outcome.PASS) == expected
+
+
+def test_an_answer_heard_before_means_the_same_to_whoever_asks_alike_and_to_nobody_else() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nX-Role: leader\r\nContent-Length: 5\r\n\r\nready"
+    asking = Asking(b"GET", keep=True)
+    first, again = asking(), asking()
+    assert first.receive(answer) is again.receive(answer)
+    assert (first.again(), again.again()) == (True, True), "both connections can be kept"
+    for expected in (Expected(status=((204, 204),)), Expected(body=b"steady")):
+        result = Asking(b"GET", expected, keep=True)().receive(answer)
+        assert result is not None
+        assert result.outcome is Outcome.FAIL
+    assert Asking(b"GET")().again() is False
+    cut = asking()
+    assert cut.receive(answer[:-1]) is None, "the beginning of it is another answer"
+    assert cut.receive(answer[-1:]) == again.receive(answer)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from healthcheck.schedule import Beat, seed
 from tests.support.health import (
     FAIL,
     PASS,
+    Asks,
     Clock,
     a_fleet,
     backend,
@@ -39,7 +40,7 @@ def test_an_hour_of_the_engine_takes_less_than_a_second() -> None:
 
     engine = Engine(report, clock=clock)
     for number in range(8):
-        engine.watch(lambda: PASS, Beat(seed(f"target {number}"), 2.0), 1.0)
+        engine.watch(Asks(lambda: PASS), Beat(seed(f"target {number}"), 2.0), 1.0)
     began = time.process_time()
     pass_until(engine, clock, clock.now + HOUR)
     assert time.process_time() - began < 1
@@ -101,7 +102,7 @@ def test_a_minute_without_the_process_flips_nobody() -> None:
 
     engine = Engine(report, clock=clock)
     for number in range(200):
-        engine.watch(lambda: PASS, Beat(seed(f"target {number}"), 1.0), 0.5)
+        engine.watch(Asks(lambda: PASS), Beat(seed(f"target {number}"), 1.0), 0.5)
     pass_until(engine, clock, clock.now + 3)
     before = len(heard)
     clock.now += 60

@@ -20,7 +20,7 @@ def an_hour(every: float) -> dict[int, list[float]]:
     for number, beat in enumerate(beats):
         due = beat.soon(0.0)
         wheel.add(due, (number, due))
-    while (now := wheel.next_due()) < HOUR:
+    while (now := wheel.next_due) < HOUR:
         for number, due in wheel.due(now):
             starts[number].append(now)
             following = beats[number].next(due, now + 0.1)
@@ -73,6 +73,6 @@ def test_a_wheel_gives_out_what_is_due_and_nothing_early() -> None:
     wheel.add(2.0, "two")
     assert wheel.due(0.999) == []
     assert wheel.due(1.0) == ["one"]
-    assert wheel.next_due() == pytest.approx(1.005)
+    assert wheel.next_due == pytest.approx(1.005)
     assert wheel.due(60.0) == ["a moment later", "two"]
-    assert wheel.next_due() == float("inf")
+    assert wheel.next_due == float("inf")
