@@ -10,10 +10,11 @@ from ipaddress import ip_address
 
 from bpf import abi
 from reconciler import choice, ids
-from reconciler.compile import Desired, NextHop, Surroundings, compile_config
+from reconciler.compile import Desired, Surroundings, compile_config
 from reconciler.dataplane import State
 from reconciler.model import Address, Config, Expectation, Node, Packet
 from reconciler.model import Test as Trial
+from reconciler.pieces import NextHop
 from reconciler.problems import Mark, Problem
 from reconciler.spare import with_health
 

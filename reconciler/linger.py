@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 from bpf import abi
 from reconciler import encode, ids
-from reconciler.compile import NextHop
 from reconciler.dataplane import State
 from reconciler.drain import KEPT, NO_NEW, Policies, begun, deadline
 from reconciler.model import Address, Drain
+from reconciler.pieces import NextHop
 
 
 def lingering(

@@ -14,6 +14,7 @@ from reconciler.dataplane import Op, State
 from reconciler.drain import Leaving
 from reconciler.guard import Finding, guard
 from reconciler.linger import lingering
+from reconciler.memo import Memo
 from reconciler.model import Config, Guardrails, Node
 from reconciler.overrides import Overrides
 from reconciler.overrides import applied as with_overrides
@@ -52,11 +53,21 @@ class View:
         return any(finding.refused for finding in self.findings)
 
 
-def look(config: Config, node: Node, live: Live, *, allow_removals: bool = False) -> View:
-    configured = compile_config(config, node, live.actual, live.around, live.room, live.now)
+def look(
+    config: Config,
+    node: Node,
+    live: Live,
+    *,
+    allow_removals: bool = False,
+    memo: Memo | None = None,
+) -> View:
+    """With the memo of the last look, this one takes time for what has changed since."""
+    memo = memo or Memo()
+    memo.turn()
+    configured = compile_config(config, node, live.actual, live.around, live.room, live.now, memo)
     desired = with_overrides(configured, live.overrides)
     limits = UNLIMITED if allow_removals else config.guardrails
-    held, findings = guard(with_health(desired, live.health), live.actual, limits)
+    held, findings = guard(with_health(desired, live.health, memo), live.actual, limits)
     held = lingering(held, live.actual, live.flows, live.now, desired.drains, live.around.hops)
     leaving = tuple(drain.under_way(held, live.flows))
     return View(

@@ -31,6 +31,7 @@ from reconciler.history import History, Result
 from reconciler.ids import NoRoom
 from reconciler.look import Live, View, look
 from reconciler.maps import PinnedMaps, unheard
+from reconciler.memo import Memo
 from reconciler.model import Address, Config, DriftPolicy, Node
 from reconciler.names import key_text
 from reconciler.neigh import Changes, Neighbours, failing
@@ -157,6 +158,7 @@ class Reconciler:
         self._overrides = OverrideFile(place.state_dir)
         self.books = Books(place.run_dir, instance)
         self.history = History(place.state_dir / "history")
+        self._memo = Memo()
         self._set: Overrides = ()
         self.drift: tuple[str, ...] = ()  # that the last pass found
         self.vigil = Vigil(node.drift)
@@ -183,7 +185,7 @@ class Reconciler:
         self._progress()
         self._neighbours.doubt(failing(actual.backends, live.health))
         allowed = self._allow_removals or accepted.allow_removals
-        view = look(accepted.config, self._node, live, allow_removals=allowed)
+        view = look(accepted.config, self._node, live, allow_removals=allowed, memo=self._memo)
         self._progress()
         unpinned = pin_again(self.instance)
         view, left = self._watched(view, actual, accepted.revision)

@@ -20,9 +20,9 @@ from pyroute2 import IPRoute
 
 from bpf import abi
 from reconciler import netlink
-from reconciler.compile import NextHop
 from reconciler.model import Address
 from reconciler.netlink import Changed, Listener, Netlink
+from reconciler.pieces import NextHop
 
 # Neighbour states in which the kernel itself would send to the address.
 _KNOWN = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # reachable, stale, delay, probe, noarp, permanent

@@ -6,7 +6,7 @@ disappears. Whoever stops half-way leaves no pointer to nothing, and no packet
 that neither the old nor the new state would have sent the same way.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from bpf import abi
@@ -22,14 +22,15 @@ _TAKES_AWAY = abi.BackendFlag.FORCED_DOWN
 
 def plan(desired: State, actual: State) -> list[Op]:
     """The operations that turn `actual` into `desired`; none if they agree."""
-    grow = [op for where in ORDER for op in _puts(where, desired[where], actual[where])]
+    differing = [where for where in ORDER if desired[where] != actual[where]]
+    grow = [op for where in differing for op in _puts(where, desired[where], actual[where])]
     switch = list(_switches(desired.frontends, actual.frontends))
-    shrink = [op for where in reversed(ORDER) for op in _removals(where, desired, actual)]
+    shrink = [op for where in reversed(differing) for op in _removals(where, desired, actual)]
     return [*grow, *switch, *shrink]
 
 
 def _puts(where: Where, desired: Mapping[Any, Any], actual: Mapping[Any, Any]) -> Iterator[Op]:
-    for key in _ordered(desired):
+    for key in _ordered(_unlike(desired, actual)):
         wanted, present = desired[key], actual.get(key)
         if wanted != present and (value := _first(where, wanted, present)) != present:
             yield Put(where, key, value)
@@ -39,14 +40,14 @@ def _switches(
     desired: Mapping[int, abi.Frontend], actual: Mapping[int, abi.Frontend]
 ) -> Iterator[Op]:
     """Frontends that go over to another service, once everything that is new is in place."""
-    for key in _ordered(desired):
+    for key in _ordered(_unlike(desired, actual)):
         if key in actual and actual[key] != desired[key]:
             yield Put(Where.FRONTENDS, key, desired[key])
 
 
 def _removals(where: Where, desired: State, actual: State) -> Iterator[Op]:
     wanted_ones, present_ones = desired[where], actual[where]
-    for key in reversed(_ordered(present_ones)):
+    for key in reversed(_ordered(_unlike(present_ones, wanted_ones))):
         wanted, present = wanted_ones.get(key), present_ones[key]
         if wanted is None:
             yield Remove(where, key)
@@ -54,6 +55,11 @@ def _removals(where: Where, desired: State, actual: State) -> Iterator[Op]:
             continue
         elif _first(where, wanted, present) != wanted:
             yield Put(where, key, wanted)
+
+
+def _unlike(some: Mapping[Any, Any], others: Mapping[Any, Any]) -> list[Any]:
+    """Keys of entries that may differ: what is the same object does not."""
+    return [key for key, entry in some.items() if others.get(key) is not entry]
 
 
 def _first(where: Where, wanted: Any, present: Any) -> Any:  # noqa: ANN401 -- an entry of any map
@@ -93,13 +99,13 @@ def _candidates(entry: abi.Reply) -> set[tuple[int, int]]:
     return {(c.frontend, c.backend) for c in entry.candidate[:listed]}
 
 
-def _ordered(entries: Mapping[Any, Any]) -> list[Any]:
+def _ordered(keys: Iterable[Any]) -> list[Any]:
     """The same order every time, so that two plans of the same change are equal.
 
     Exact ports come before any port, and go after it: a packet for a port that gets
     or loses a frontend of its own must not fall through to another between two writes.
     """
-    return sorted(entries, key=lambda key: key if isinstance(key, int) else _place(key))
+    return sorted(keys, key=lambda key: key if isinstance(key, int) else _place(key))
 
 
 def _place(key: FrontendKey) -> tuple[bool, bytes]:

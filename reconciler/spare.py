@@ -7,23 +7,28 @@ from collections.abc import Mapping
 
 from bpf import abi
 from reconciler import ids, table
-from reconciler.compile import Desired, Table
+from reconciler.compile import Desired
 from reconciler.dataplane import State
+from reconciler.memo import Memo
 from reconciler.parts import PoolKey
+from reconciler.pieces import Table
 from reconciler.table import Slots
 
 Health = Mapping[int, abi.Health]
 
 
-def with_health(desired: Desired, health: Health) -> State:
+def with_health(desired: Desired, health: Health, memo: Memo | None = None) -> State:
     """The desired state, with the spare tables and short pools of the present health."""
-    usable = {key: _usable(desired, key, made, health) for key, made in desired.tables.items()}
+    memo = memo or Memo()
+    usable = {key: _usable(memo, desired, key, health) for key in desired.tables}
     spares = {
-        ids.index(number): _spare(desired, number, key, usable[key])
+        ids.index(number): _spare(memo, desired, number, key, usable[key])
         for number, key in desired.pools.items()
         if key in desired.tables
     }
-    services = {ids.index(number): _service(desired, number, usable) for number in desired.parts}
+    services = {
+        ids.index(number): _service(memo, desired, number, usable) for number in desired.parts
+    }
     return replaced(desired.state, spares, services)
 
 
@@ -46,24 +51,48 @@ def is_usable(entry: abi.Backend, health: abi.Health | None) -> bool:
     return health.state == abi.HealthState.UP
 
 
-def _usable(desired: Desired, key: PoolKey, made: Table, health: Health) -> list[bool]:
-    numbers = (ids.index(desired.backends[key.pool, name]) for name in made.names)
-    return [is_usable(desired.state.backends[at], health.get(at)) for at in numbers]
+def _usable(memo: Memo, desired: Desired, key: PoolKey, health: Health) -> tuple[bool, ...]:
+    """Which of the members may be chosen."""
+    made = desired.tables[key]
+    numbers = [ids.index(desired.backends[key.pool, name]) for name in made.names]
+    entries = tuple(map(desired.state.backends.__getitem__, numbers))
+    return memo.of(_all_usable, key, entries, tuple(map(health.get, numbers)))
 
 
-def _spare(desired: Desired, number: int, key: PoolKey, usable: list[bool]) -> Slots:
+def _all_usable(
+    entries: tuple[abi.Backend, ...], health: tuple[abi.Health | None, ...]
+) -> tuple[bool, ...]:
+    return tuple(map(is_usable, entries, health))
+
+
+def _spare(
+    memo: Memo, desired: Desired, number: int, key: PoolKey, usable: tuple[bool, ...]
+) -> Slots:
     if all(usable) or not any(usable):
         return desired.state.tables[ids.index(number)]
     made = desired.tables[key]
-    ends = table.walk(made.slots, usable)
-    return table.named(ends, [desired.backends[key.pool, name] for name in made.names])
+    numbers = tuple(desired.backends[key.pool, name] for name in made.names)
+    return memo.of(_walked, key, made, usable, numbers)
 
 
-def _service(desired: Desired, number: int, usable: Mapping[PoolKey, list[bool]]) -> abi.Service:
+def _walked(made: Table, usable: tuple[bool, ...], numbers: tuple[int, ...]) -> Slots:
+    return table.named(table.walk(made.slots, usable), numbers)
+
+
+def _service(
+    memo: Memo, desired: Desired, number: int, usable: Mapping[PoolKey, tuple[bool, ...]]
+) -> abi.Service:
     part = desired.parts[number]
-    entry = abi.Service.from_bytes(bytes(desired.state.services[ids.index(number)]))
+    entry = desired.state.services[ids.index(number)]
+    short = 0
     for i, key in enumerate(part.pools):
-        states = usable.get(key, [])
+        states = usable.get(key, ())
         if sum(states) * 100 < part.service.panic * len(states):
-            entry.short_pools |= 1 << i
-    return entry
+            short |= 1 << i
+    return memo.of(_with_short, entry.id, entry, short) if short else entry
+
+
+def _with_short(entry: abi.Service, short: int) -> abi.Service:
+    changed = abi.Service.from_bytes(bytes(entry))
+    changed.short_pools |= short
+    return changed

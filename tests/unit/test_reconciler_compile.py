@@ -7,12 +7,13 @@ import pytest
 from bpf import abi
 from reconciler import config as configuration
 from reconciler import encode, ids
-from reconciler.compile import Desired, NextHop, Surroundings, compile_config
+from reconciler.compile import Desired, Surroundings, compile_config
 from reconciler.dataplane import State
 from reconciler.drain import KEPT, OVER
 from reconciler.encode import bucket, key_of
 from reconciler.ids import NoRoom
 from reconciler.model import Node
+from reconciler.pieces import NextHop
 from reconciler.spare import with_health
 from tests.support.configs import NODE
 
