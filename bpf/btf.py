@@ -104,6 +104,14 @@ def read(path: Path) -> Btf:
 
 def section(elf: bytes, name: str) -> bytes:
     """One section of a 64-bit ELF file."""
+    for found, content in sections(elf):
+        if found == name:
+            return content
+    raise NotBtf(f"no section {name}")
+
+
+def sections(elf: bytes) -> Iterator[tuple[str, bytes]]:
+    """All of them, by name, in the order of the file."""
     if elf[:5] != ELF_MAGIC + b"\x02":
         raise NotBtf("no 64-bit ELF file")
     order = "<" if elf[5] == 1 else ">"
@@ -112,9 +120,7 @@ def section(elf: bytes, name: str) -> bytes:
     headers = [struct.unpack_from(order + "II8x8xQQ", elf, table + i * size) for i in range(count)]
     strings = headers[names][2]
     for name_offset, _, offset, length in headers:
-        if text(elf, strings + name_offset) == name:
-            return elf[offset : offset + length]
-    raise NotBtf(f"no section {name}")
+        yield text(elf, strings + name_offset), elf[offset : offset + length]
 
 
 def text(data: bytes, offset: int) -> str:

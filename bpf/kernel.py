@@ -11,11 +11,12 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bpf import link, mapset, pins, program, sweeping
+from bpf import link, mapset, pins, program, record, replacing, sweeping
 from bpf.abi import Abi, Limit, Meta, Sweep
 from bpf.errors import (
     AbiMismatch,
@@ -29,8 +30,9 @@ from bpf.errors import (
 from bpf.link import Attachment, Mode
 from bpf.maps import Map, PerCpuMap
 from bpf.mapset import AnyMap, Maps, Sizes
-from bpf.pins import Pins, following, instances
+from bpf.pins import Pins, instances, preceding
 from bpf.program import Action, Loaded, ProgramInfo, Run, default_object
+from bpf.record import Note
 from bpf.tables import TableMap, open_pin, pin
 
 __all__ = [
@@ -52,6 +54,7 @@ __all__ = [
     "Sizes",
     "TableMap",
     "Unsupported",
+    "Version",
     "default_object",
     "instances",
     "now_tick",
@@ -65,6 +68,14 @@ MONOTONIC_COARSE = 6  # Linux's number; Python has no name for it
 def now_tick() -> int:
     """The program's clock: coarse, monotonic, about one second a tick."""
     return time.clock_gettime_ns(MONOTONIC_COARSE) >> Limit.TICK_SHIFT
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A pinned program, and what it was made of; `note` is None where nobody kept that."""
+
+    program: ProgramInfo
+    note: Note | None
 
 
 class Instance:
@@ -88,14 +99,14 @@ class Instance:
         object_path: Path | None = None,
         log: Log | None = None,
     ) -> Instance:
-        """Adopt what is pinned; else load the object and pin everything, in one step."""
+        """Adopt what is pinned, as large as it is; else load the object and pin everything, in one step."""
         home = Pins.of(name)
         with pins.locked():
             pins.remove_leftovers()
             if not home.exists:
                 _build(home, sizes, object_path or default_object(), log)
-            _complete(home)
-            instance = _adopted(home, read_only=False, sizes=sizes)
+            replacing.complete(home)
+            instance = _adopted(home, read_only=False)
             instance.maps.tables.tidy()
             instance.maps.spares.tidy()
             return instance
@@ -103,7 +114,7 @@ class Instance:
     @classmethod
     def open(cls, name: str, *, read_only: bool = False) -> Instance:
         """What is pinned under this name; loads nothing."""
-        return _adopted(Pins.of(name), read_only=read_only, sizes=None)
+        return _adopted(Pins.of(name), read_only=read_only)
 
     def close(self) -> None:
         """Let go; what is pinned stays."""
@@ -130,10 +141,13 @@ class Instance:
         teardown(self.name)
         self.close()
 
-    def shadow(self, object_path: Path | None = None) -> Instance:
-        """A second program over the same configuration, with flows and counters of its own."""
+    def shadow(self, object_path: Path | None = None, sizes: Sizes | None = None) -> Instance:
+        """A second program over the same configuration, with flows and counters of its own.
+
+        `sizes` are those of its own maps.
+        """
         shared = {name: self.maps[name].fd for name in mapset.CONFIGURATION}
-        loaded = program.load(object_path or default_object(), self.sizes(), shared)
+        loaded = program.load(object_path or default_object(), sizes or self.sizes(), shared)
         tables = self.maps.tables.directory
         maps = _typed(loaded.maps, tables.parent if tables else None)
         return Instance(self.name, maps, loaded.program, loaded.sweep, home=None)
@@ -167,24 +181,61 @@ class Instance:
         with pins.locked():
             link.detach(home.link(interface))
 
-    def replace(self, object_path: Path | None = None, *, if_changed: bool = False) -> bool:
-        """A new program over the same maps; no packet is lost. Whether it took over."""
-        home = self._pinned("replace")
+    def replace(
+        self, object_path: Path | None = None, *, if_changed: bool = False, over: int | None = None
+    ) -> bool:
+        """A new program over the same maps; no packet is lost. Whether it took over.
+
+        `over`: only in the place of the program with this id.
+        """
+        home, path = self._pinned("replace"), object_path or default_object()
+        elf = program.content(path)
+        _check_spoken(elf, path)
         with pins.locked():
-            _complete(home)
+            replacing.complete(home)
             fds = {name: self.maps[name].fd for name in mapset.names()}
-            loaded = program.load(object_path or default_object(), self.sizes(), fds)
-            wanted = not if_changed or _tags(loaded) != _tags(self._reopen(home))
-            if wanted:
-                _pin_programs(loaded, following(home.program), following(home.sweep))
-                _complete(home)
-                self._reopen(home)
-            _close(loaded, programs=True)
+            now = self._reopen(home)
+            if over not in (None, program.info(now.program).id):
+                raise Busy(f"{home.program}: was replaced meanwhile; look again")
+            loaded = program.load(path, self.sizes(), fds)
+            try:
+                wanted = not if_changed or _tags(loaded) != _tags(now)
+                if wanted:
+                    replacing.stage(home, loaded, elf)
+                    replacing.complete(home)
+                    self._reopen(home)
+            finally:
+                _close(loaded, programs=True)
         return wanted
+
+    def undo(self) -> None:
+        """The program from before in the place of this one, which is kept in turn."""
+        home = self._pinned("undo")
+        with pins.locked():
+            replacing.complete(home)
+            replacing.stage_previous(home)
+            replacing.complete(home)
+            self._reopen(home)
+
+    def running(self) -> Version:
+        """What is pinned now, whoever put it there."""
+        home = self._pinned("running")
+        found = _version(home, home.program)
+        if found is None:
+            raise NotLoaded(f"{home.program}: is not there any more")
+        return found
+
+    def previous(self) -> Version | None:
+        home = self._pinned("previous")
+        return _version(home, preceding(home.program))
+
+    def kept(self, version: Version) -> bytes | None:
+        """The object that a pinned program was made of."""
+        return record.object_of(self._pinned("kept").records / str(version.program.id))
 
     def _reopen(self, home: Pins) -> Loaded:
         """The pinned programs: another process may have replaced them since."""
-        now = _programs(home, read_only=False)
+        now = _programs(home, read_only=True)
         for fd in (self._program, self._sweep):
             if fd >= 0:
                 os.close(fd)
@@ -203,6 +254,8 @@ class Instance:
 
     def sweep(self, now: int | None = None) -> Sweep:
         """Expire idle entries and count live flows anew; in the kernel where it can."""
+        if self._home:
+            self._reopen(self._home)
         report = Sweep(now=now_tick() if now is None else now)
         if self._sweep < 0:
             return sweeping.sweep(self.maps, report.now)
@@ -246,9 +299,10 @@ def _build(home: Pins, sizes: Sizes, path: Path, log: Log | None) -> None:
         building.make()
         for name, fd in loaded.maps.items():
             pin(fd, building.map(name))
-        _pin_programs(loaded, building.program, building.sweep)
+        replacing.keep(building, loaded.program, program.content(path))
+        replacing.pin_programs(loaded, building.program, building.sweep)
         _sign(loaded)
-        _adopted(building, read_only=False, sizes=sizes).close()  # or the next process could not
+        _adopted(building, read_only=False).close()  # or the next process could not
         pins.remove(home.directory)  # neither a program nor links: nothing runs by it
         building.directory.rename(home.directory)
     finally:
@@ -262,51 +316,24 @@ def _sign(loaded: Loaded) -> None:
     meta.close()
 
 
-def _pin_programs(loaded: Loaded, main: Path, sweep: Path) -> None:
-    """The sweep first: the main program's pin says that both are there."""
-    if loaded.sweep >= 0:
-        pin(loaded.sweep, sweep)
-    pin(loaded.program, main)
+# ---- what is pinned ----
 
 
-# ---- replacing ----
+def _check_spoken(elf: bytes, path: Path) -> None:
+    spoken = record.abi_of(elf)
+    if spoken not in (None, Abi.VERSION):
+        raise AbiMismatch(f"{path}: speaks ABI {spoken}, this version {int(Abi.VERSION)}")
 
 
-def _complete(home: Pins) -> None:
-    """Bring a program that waits as `program:next` into place; also for one who was killed."""
-    waiting = following(home.program)
-    new = open_pin(waiting)
-    if new is None:
-        following(home.sweep).unlink(missing_ok=True)
-        return
+def _version(home: Pins, path: Path) -> Version | None:
+    fd = open_pin(path, read_only=True)
+    if fd is None:
+        return None
     try:
-        _switch(home, new)
-        _move_sweep(home)
-        waiting.rename(home.program)
+        found = program.info(fd)
     finally:
-        os.close(new)
-
-
-def _switch(home: Pins, new: int) -> None:
-    """Every link that does not run it yet."""
-    old, wanted = open_pin(home.program), program.info(new).id
-    if old is None:
-        return
-    try:
-        for interface in home.interfaces():
-            path = home.link(interface)
-            known = link.link_info(path)
-            if known and known.prog_id != wanted:
-                link.update(path, new, old)
-    finally:
-        os.close(old)
-
-
-def _move_sweep(home: Pins) -> None:
-    """Where the new object has none, the old one stays: it means the same by the same maps."""
-    waiting = following(home.sweep)
-    if waiting.exists():
-        waiting.rename(home.sweep)
+        os.close(fd)
+    return Version(found, record.note(home.records / str(found.id)))
 
 
 def _tags(loaded: Loaded) -> tuple[str, str]:
@@ -315,17 +342,12 @@ def _tags(loaded: Loaded) -> tuple[str, str]:
     )
 
 
-# ---- adopting ----
-
-
-def _adopted(home: Pins, *, read_only: bool, sizes: Sizes | None) -> Instance:
+def _adopted(home: Pins, *, read_only: bool) -> Instance:
     """Typed maps over what is pinned, after every one of them proved to be what we think."""
     found = _programs(home, read_only=read_only)
     maps = _opened(home, read_only=read_only)
     try:
         _check_abi(home, maps)
-        if sizes:
-            _check_sizes(home, maps, sizes)
     except KernelError:
         _close(found, programs=True)
         maps.close()
@@ -378,17 +400,6 @@ def _check_abi(home: Pins, maps: Maps) -> None:
             f"{home.map('meta')}: these maps are of ABI {meta.abi if meta else 'none'}, this"
             f" version speaks {int(Abi.VERSION)}. {_remedy(home)}"
         )
-
-
-def _check_sizes(home: Pins, maps: Maps, sizes: Sizes) -> None:
-    for name, setting in mapset.SETTING.items():
-        found, wanted = maps[name].max_entries, sizes.of(name)
-        if found != wanted:
-            raise AbiMismatch(
-                f"{home.map(name)}: has {found} entries, node.yaml says sizes.{setting}: {wanted}."
-                f" A loaded map does not grow: set sizes.{setting} back to {found}, or"
-                f" {_remedy(home)}"
-            )
 
 
 def _remedy(home: Pins) -> str:

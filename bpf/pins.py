@@ -27,6 +27,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 LOADING, REMOVING = "loading:", "removing:"  # no instance can be called so
 TABLES = ("tables", "spares")  # inner maps are pinned beside the maps that name them
 NEXT = ":next"  # a program on its way in
+PREVIOUS = ":previous"  # the one before, kept for going back
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +61,17 @@ class Pins:
     def maps(self) -> Path:
         return self.directory / "maps"
 
+    @property
+    def records(self) -> Path:
+        """What each pinned program was made of, by the program's id."""
+        return self.directory / "records"
+
     def map(self, name: str) -> Path:
         return self.maps / name
 
     def make(self) -> None:
-        for directory in (self.maps, self.links, *map(self.directory.joinpath, TABLES)):
+        folders = (self.maps, self.links, self.records)
+        for directory in (*folders, *map(self.directory.joinpath, TABLES)):
             directory.mkdir(parents=True, exist_ok=True)
 
     def link(self, interface: str) -> Path:
@@ -85,6 +92,11 @@ def quoted(interface: str) -> str:
 def following(path: Path) -> Path:
     """Where the successor of a pinned program waits."""
     return path.with_name(path.name + NEXT)
+
+
+def preceding(path: Path) -> Path:
+    """Where the predecessor of a pinned program is kept."""
+    return path.with_name(path.name + PREVIOUS)
 
 
 def entries(directory: Path) -> list[str]:

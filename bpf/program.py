@@ -110,10 +110,19 @@ def _load(path: Path, sizes: Sizes, reuse: Mapping[str, int], *, sweep: bool) ->
         return _kept(handle, path, with_sweep=bool(second) and sweep)
 
 
-@contextmanager
-def _opened(path: Path, said: list[str]) -> Iterator[int]:
+def content(path: Path) -> bytes:
+    check_file(path)
+    return path.read_bytes()
+
+
+def check_file(path: Path) -> None:
     if not path.is_file():
         raise KernelError(f"{path}: no such object; `make build` makes it, {OBJECT} names another")
+
+
+@contextmanager
+def _opened(path: Path, said: list[str]) -> Iterator[int]:
+    check_file(path)
     handle = libbpf.lib().bpf_object__open_file(os.fsencode(path), None)
     if not handle:
         raise errors.failed(f"{path}: opening", ctypes.get_errno(), said)

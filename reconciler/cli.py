@@ -25,6 +25,7 @@ from reconciler.commands import (
     status,
     suspend,
     sync,
+    upgrade,
 )
 from reconciler.control import SOCKET, NotRunning, Refused, Requests
 from reconciler.counting import NAME as COUNTERS
@@ -54,6 +55,7 @@ from reconciler.overrides import Unusable
 from reconciler.pair import Pair
 from reconciler.parts import node_problems
 from reconciler.problems import Rejected, did_you_mean
+from reconciler.release import outdated
 from reconciler.revision import SourceError
 from reconciler.source import Poke, Source
 from reconciler.start import (
@@ -70,6 +72,7 @@ from reconciler.start import (
 )
 from reconciler.trials import tried
 
+log = logging.getLogger("reconciler")
 EXAMPLES = """\
 examples:
   reconciler --config lb.yaml --node node.yaml
@@ -138,7 +141,9 @@ def parser() -> argparse.ArgumentParser:
     arguments.set_defaults(run=run)
     commands = arguments.add_subparsers(title="commands", metavar="")
     _add_commands(commands.add_parser)
-    for command in (apply, doctor, history, override, replay, rollback, status, suspend, sync):
+    for command in (
+        apply, doctor, history, override, replay, rollback, status, suspend, sync, upgrade,
+    ):  # fmt: skip
         command.add(commands)
     return arguments
 
@@ -156,7 +161,17 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         "name",
         nargs="?",
         default="config",
-        choices=("config", "node", "targets", "status", "plan", "history", "digests", "replay"),
+        choices=(
+            "config",
+            "node",
+            "targets",
+            "status",
+            "plan",
+            "history",
+            "digests",
+            "replay",
+            "upgrade",
+        ),
     )
     schema.set_defaults(run=print_schema)
     remove = add("teardown", help="detach and remove an instance, flows and history included")
@@ -221,7 +236,8 @@ def run(options: argparse.Namespace) -> int:
         # Rejected before anything is loaded: the first file decides whether there is a start.
         accepted = follower.once() if options.once else None
         with Instance.load(place.instance, sizes, log=logging.getLogger("bpf").info) as instance:
-            instance.replace()
+            if other := outdated(instance, sizes):
+                log.warning("%s", other.message)
             reconciler = Reconciler(
                 instance, node, place, neighbours,
                 allow_removals=options.allow_removals, progress=manager.working,

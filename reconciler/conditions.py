@@ -25,6 +25,7 @@ class Type(StrEnum):
     SOURCE_FRESH = "SourceFresh"  # the source can be read
     IN_SYNC = "InSync"  # the maps are what the accepted configuration says
     DATAPLANE_HEALTHY = "DataplaneHealthy"  # the program is attached wherever it should be
+    PROGRAM_CURRENT = "ProgramCurrent"  # the program is the one that this version comes with
     HEALTH_FRESH = "HealthFresh"  # healthcheck runs and reports
     STALLED = "Stalled"  # something else writes the maps, and is not fought any more
     SUSPENDED = "Suspended"  # the source is not followed: somebody said so
@@ -70,6 +71,7 @@ class Observed:
     refused: tuple[str, ...] = ()  # guardrails
     interfaces: tuple[str, ...] = ()  # as configured
     attached: tuple[str, ...] = ()
+    outdated: Trouble | None = None  # what runs is not this version's program
     checked: bool = False  # whether any backend has a check
     reported_at: float | None = None  # of health.json
     checker: tuple[str, ...] = ()  # what hinders healthcheck, as it says
@@ -91,6 +93,7 @@ def judge(seen: Observed) -> tuple[Condition, ...]:
         _trouble(Type.SOURCE_FRESH, seen.source, "Readable"),
         sync,
         dataplane,
+        _trouble(Type.PROGRAM_CURRENT, seen.outdated, "Current"),
         _health(seen),
         _alarm(Type.STALLED, seen.stalled, "NoFight"),
         _alarm(Type.SUSPENDED, seen.suspended, "Following"),

@@ -53,6 +53,17 @@ class Daemon:
 
 
 @dataclass(frozen=True, slots=True)
+class Program:
+    """A pinned program and what it was made of; empty where nobody kept that."""
+
+    id: int
+    tag: str
+    version: str
+    object: str  # digest of its code
+    since: Moment | None  # it took over
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """The newest content that the source offered, and what became of it."""
 
@@ -105,6 +116,7 @@ class Facts:
     services: Ledger = field(default_factory=Ledger)
     backends: Ledger = field(default_factory=Ledger)
     attached: tuple[Attachment, ...] = ()
+    programs: tuple[Program, ...] = ()  # what runs, and what is kept from before
     meta: abi.Meta | None = None
     daemon: Daemon | None = None
     attempt: Attempt | None = None

@@ -92,7 +92,20 @@ def _instance(status: Status) -> Iterator[str]:
         "Interfaces that the program is attached to.",
         [({"interface": one.interface, "mode": one.mode}, 1) for one in status.attached],
     )
+    yield from _program(status)
     yield from _metric("live_flows", "Live flows, as last recounted.", [({}, status.live_flows)])
+
+
+def _program(status: Status) -> Iterator[str]:
+    program = status.program
+    if program is None:
+        return
+    labels = {"version": program.version, "object": program.object, "tag": program.tag}
+    yield from _metric("program_info", "The program that runs, as labels.", [(labels, 1)])
+    if program.since:
+        yield from _metric(
+            "program_since_timestamp_seconds", "When it took over.", [({}, program.since)]
+        )
 
 
 def _verdicts(status: Status) -> Iterator[str]:

@@ -4,7 +4,6 @@ Looks and remembers what was said; changes nothing, and is asked by nobody wheth
 to. What it cannot read is left as it was: forwarding does not depend on it.
 """
 
-import importlib.metadata
 import json
 import logging
 import os
@@ -14,8 +13,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from bpf.kernel import Instance, KernelError, now_tick
-from reconciler import conditions, counting, published
+from bpf.kernel import Instance, KernelError, Sizes, now_tick
+from bpf.record import version
+from reconciler import conditions, counting, published, release
 from reconciler.board import Board
 from reconciler.conditions import Condition, Holds, Observed, Trouble, Type
 from reconciler.counting import Books
@@ -39,13 +39,6 @@ PACE = 1.0  # seconds from one reading to the next, at least
 SHARE = 0.02  # of the loop's time that readings may take
 NAME = "conditions.json"
 log = logging.getLogger("reconciler")
-
-
-def version() -> str:
-    try:
-        return importlib.metadata.version("evenkeel")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 class Observer:
@@ -160,6 +153,7 @@ class Observer:
             services=self._books.services,
             backends=self._books.backends,
             attached=tuple(self._instance.attachments()),
+            programs=release.programs(self._instance),
             meta=self._instance.maps.meta.get(0),
             daemon=self._daemon(),
             overrides=overrides,
@@ -180,6 +174,7 @@ class Observer:
             refused=self._refused,
             interfaces=tuple(self._node.interfaces),
             attached=tuple(one.interface for one in facts.attached),
+            outdated=release.outdated(self._instance, Sizes(**self._node.sizes)),
             checked=_checked(self._config),
             reported_at=report.at if report else None,
             checker=report.troubles if report else (),

@@ -6,6 +6,7 @@ configuration it shares the maps that say it, and writes none of them.
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from bpf import abi
@@ -32,9 +33,14 @@ class Seen:
     backend: int = 0
 
 
-def of_state(state: State, health: Mapping[int, abi.Health], flows: int = SMALL) -> Instance:
-    """A program with maps of its own that say this."""
-    shadow = Instance.unpinned("shadow", sizes_for(state, flows))
+def of_state(
+    state: State,
+    health: Mapping[int, abi.Health],
+    flows: int = SMALL,
+    path: Path | None = None,
+) -> Instance:
+    """A program, of that object or else this version's, with maps of its own that say this."""
+    shadow = Instance.unpinned("shadow", sizes_for(state, flows), path)
     try:
         PinnedMaps(shadow).apply(plan(state, State()))
         shadow.maps.health.put_many(health.items())

@@ -17,7 +17,7 @@ from reconciler import drain, ids
 from reconciler.agreement import Peer
 from reconciler.conditions import Condition, Holds
 from reconciler.encode import TICK
-from reconciler.facts import Attempt, Checked, Daemon, Facts, Moment, Past, Suspend
+from reconciler.facts import Attempt, Checked, Daemon, Facts, Moment, Past, Program, Suspend
 from reconciler.model import Address, Backend, Pool
 from reconciler.names import address_of
 from reconciler.overrides import Override
@@ -183,6 +183,8 @@ class Status:
     at: Moment
     daemon: Daemon | None
     attached: tuple[Attachment, ...]
+    program: Program | None
+    previous_program: Program | None  # kept for `upgrade --undo`
     applied: Content | None
     applying: bool
     attempted: Attempt | None
@@ -244,6 +246,8 @@ def build(facts: Facts) -> Status:
         at=Moment(facts.now),
         daemon=facts.daemon,
         attached=facts.attached,
+        program=next(iter(facts.programs), None),
+        previous_program=next(iter(facts.programs[1:]), None),
         applied=_applied(facts.meta),
         applying=facts.meta is not None and facts.meta.phase == abi.Phase.APPLYING,
         attempted=facts.attempt,

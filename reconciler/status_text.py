@@ -40,6 +40,7 @@ def _head(status: Document) -> Iterator[str]:
         for one in status["attached"]
     )
     yield f"attached    {', '.join(attached) or 'nowhere'}"
+    yield from _programs(status)
     if applied:
         under_way = ", being written now" if status["applying"] else ""
         yield f"applied     {_content(applied)}, {_time(applied['at'])}{under_way}"
@@ -52,6 +53,22 @@ def _head(status: Document) -> Iterator[str]:
     tables = [table for pool in status["pools"] for table in pool["tables"]]
     if tables:
         yield "tables      " + ", ".join(f"{t['name']} {t['digest'][:12]}" for t in tables)
+
+
+def _programs(status: Document) -> Iterator[str]:
+    program, before = status["program"], status["previous_program"]
+    if program:
+        since = f", since {_time(program['since'])}" if program["since"] else ""
+        yield f"program     {_program(program)}{since}"
+    if before:
+        yield f"kept        {_program(before)}, for `reconciler upgrade --undo`"
+
+
+def _program(one: Document) -> str:
+    made_of = (
+        f"{one['version']}, object {one['object']}" if one["object"] else "of an unknown object"
+    )
+    return f"{made_of}, tag {one['tag']}"
 
 
 def _daemon(status: Document) -> str:

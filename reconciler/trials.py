@@ -6,6 +6,7 @@ what forwards is neither read nor written.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from bpf.kernel import KernelError
 from reconciler import shadows
@@ -28,21 +29,24 @@ class Tried:
         return f"{self.count} test{'' if self.count == 1 else 's'} by {self.by}"
 
 
-def tried(config: Config, node: Node | None = None) -> Tried:
+def tried(config: Config, node: Node | None = None, path: Path | None = None) -> Tried:
+    """`path`: the program in that object, and not in this version's."""
     if not config.tests:
         return Tried()
     staged = stage(config, node or Node(interfaces={}))
     packets = [test.packet for test in config.tests]
     try:
-        outcomes, how = _by_program(staged, packets), "the program itself, in a shadow"
+        outcomes, how = _by_program(staged, packets, path), "the program itself, in a shadow"
     except (KernelError, OSError) as error:
         outcomes = [by_model(staged, packet) for packet in packets]
         how = f"the reference model (no program: {str(error).partition(chr(10))[0]})"
     return Tried(len(packets), how, tuple(failures(config, outcomes)))
 
 
-def _by_program(staged: Stage, packets: Iterable[Packet]) -> list[Outcome]:
-    with shadows.of_state(staged.state, staged.health) as shadow:
+def _by_program(
+    staged: Stage, packets: Iterable[Packet], path: Path | None = None
+) -> list[Outcome]:
+    with shadows.of_state(staged.state, staged.health, path=path) as shadow:
         watched = Watched(shadow, staged.state)
         return [_outcome(watched, staged, packet) for packet in packets]
 

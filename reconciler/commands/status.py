@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bpf.kernel import Instance, now_tick
-from reconciler import conditions, control, counting, status_text, suspension
+from reconciler import conditions, control, counting, release, status_text, suspension
 from reconciler.commands import Commands, add_place, run_dir
 from reconciler.conditions import Condition, Holds, Type
 from reconciler.counting import Books
@@ -109,6 +109,7 @@ def read(instance: Instance, place: Place) -> Facts:
         services=books.services,
         backends=books.backends,
         attached=tuple(instance.attachments()),
+        programs=release.programs(instance),
         meta=instance.maps.meta.get(0),
         conditions=_conditions(place.run_dir / NAME, now),
         overrides=in_force(_overrides(place), now),

@@ -2,19 +2,21 @@
 
 import multiprocessing
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bpf import abi, kernel, link, mapset, program
+from bpf import abi, kernel, link, mapset, program, record, replacing
 from bpf.errors import AbiMismatch, KernelError, NotLoaded
 from bpf.kernel import Action, Instance, Sizes, instances
 from bpf.pins import ROOT, entries
 from tests.support.instances import (
     BAD_SWEEP,
     DROPPER,
+    FLAGS,
     SMALL,
     compiled,
     die,
@@ -28,6 +30,7 @@ __all__ = ["small_program"]  # a fixture of this module
 FRAME = bytes(12) + b"\x08\x00" + bytes(46)
 SHAPE = mapset.sizes
 PINS = len(mapset.names())
+SOURCES = Path(__file__).parents[2] / "bpf"
 
 
 @pytest.fixture
@@ -56,6 +59,10 @@ def wire(name: str) -> Iterator[Namespace]:
 
 def leftovers(name: str) -> list[str]:
     return [entry for entry in entries(ROOT) if entry.endswith(f":{name}")]
+
+
+def waiting(name: str) -> list[str]:
+    return [entry for entry in entries(ROOT / name) if entry.endswith(":next")]
 
 
 def running(instance: Instance) -> set[int]:
@@ -100,7 +107,7 @@ def test_loading_twice_runs_one_program(name: str) -> None:
         assert first.maps.flows4.id == second.maps.flows4.id
 
 
-@pytest.mark.parametrize("count", [0, 1, PINS - 1, PINS, PINS + 1])
+@pytest.mark.parametrize("count", [0, 1, PINS - 1, PINS, PINS + 1, PINS + 2])
 def test_a_loader_killed_at_any_pin_leaves_nothing_that_looks_loaded(
     name: str, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +121,8 @@ def test_a_loader_killed_at_any_pin_leaves_nothing_that_looks_loaded(
         pin(fd, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(kernel, "pin", pin_until)
+        for module in (kernel, record, replacing):  # maps, then the object, sweep and program
+            patch.setattr(module, "pin", pin_until)
         killed_in(lambda: Instance.load(name, SMALL))
     assert name not in instances()
     with pytest.raises(NotLoaded):
@@ -199,14 +207,9 @@ def test_a_missing_map_is_named(name: str) -> None:
         Instance.load(name, SMALL)
 
 
-def test_another_size_is_refused_naming_map_and_setting(name: str) -> None:
-    with (
-        Instance.load(name, SMALL),
-        pytest.raises(
-            AbiMismatch, match=r"maps/frontends.* has 16 entries.*sizes\.frontends: 4096"
-        ),
-    ):
-        Instance.load(name, Sizes())
+def test_what_is_pinned_is_adopted_as_large_as_it_is(name: str) -> None:
+    with Instance.load(name, SMALL), Instance.load(name, Sizes()) as adopted:
+        assert adopted.sizes() == SMALL
 
 
 def test_an_instance_without_its_program_is_not_recreated_under_traffic(
@@ -276,13 +279,110 @@ def test_a_replacement_killed_half_way_is_completed_by_the_next_process(
         with monkeypatch.context() as patch:
             patch.setattr(link, "update", update_until)
             if links == 2:  # both are updated; die before the pin is renamed
-                patch.setattr(kernel, "_move_sweep", lambda _: die())
+                patch.setattr(replacing, "_keep_previous", lambda *_: die())
             killed_in(lambda: instance.replace(dropper))
         assert len(running(instance)) == (2 if links == 1 else 1)
         with Instance.load(name, SMALL) as adopted:
             assert adopted.run(FRAME).action is Action.DROP
             assert running(adopted) == {adopted.program_info().id}
-        assert [entry for entry in entries(ROOT / name) if ":" in entry] == []
+        assert waiting(name) == []
+
+
+def test_the_program_before_is_kept_and_comes_back_the_same_way(
+    name: str, wire: Namespace, dropper: Path
+) -> None:
+    with Instance.load(name, SMALL) as instance, wire.entered():
+        instance.attach("e0")
+        first = instance.running()
+        assert instance.previous() is None
+        with pytest.raises(NotLoaded, match="no program is kept from before"):
+            instance.undo()
+        instance.replace(dropper)
+        assert instance.previous() == first
+        second = instance.running()
+        instance.undo()
+        assert running(instance) == {first.program.id}
+        assert instance.run(FRAME).action is Action.PASS
+        assert instance.sweep().flows == 42
+        assert instance.previous() == second
+        instance.undo()  # and forth again: the sweep stays, since the dropper has none
+        assert running(instance) == {second.program.id}
+        assert sorted(entries(ROOT / name / "records")) == sorted(
+            str(version.program.id) for version in (first, second)
+        )
+
+
+def test_what_a_program_was_made_of_is_kept_beside_it(name: str, dropper: Path) -> None:
+    with Instance.load(name, SMALL) as instance:
+        instance.replace(dropper)
+        version = instance.running()
+        assert version.note is not None
+        assert version.note.object == record.digest(dropper.read_bytes())
+        assert instance.kept(version) == dropper.read_bytes()
+        with (
+            record.as_file(instance.kept(version) or b"") as path,
+            instance.shadow(path) as shadow,
+        ):
+            assert shadow.run(FRAME).action is Action.DROP
+            assert shadow.program_info().tag == version.program.tag
+
+
+def test_an_object_is_known_by_its_code_and_not_by_its_folder(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    objects = []
+    for folder in (here, there):
+        folder.mkdir()
+        (folder / "lb.c").write_text(DROPPER)
+        command = ("clang", *FLAGS, f"-I{SOURCES}", "-c", folder / "lb.c", "-o", folder / "lb.o")
+        subprocess.run(command, check=True)
+        objects.append((folder / "lb.o").read_bytes())
+    assert objects[0] != objects[1]
+    assert record.digest(objects[0]) == record.digest(objects[1])
+    other = compiled(DROPPER.replace("XDP_DROP", "XDP_ABORTED"), tmp_path / "other.o")
+    assert record.digest(other.read_bytes()) != record.digest(objects[0])
+    assert record.abi_of((SOURCES.parent / "build/lb.bpf.o").read_bytes()) == abi.Abi.VERSION
+
+
+LOADING = ("keep", "pin_programs")  # an undo loads nothing
+STEPS = ("_switch", "_keep_previous", "_move_sweep", "forget")
+
+
+@pytest.mark.parametrize(
+    ("undone", "step"),
+    [(False, step) for step in (*LOADING, *STEPS)] + [(True, step) for step in STEPS],
+)
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_before_or_after_any_step_the_next_process_knows_which_program_it_is(
+    name: str, wire: Namespace, dropper: Path, undone: bool, step: str, after: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    with Instance.load(name, SMALL) as instance, wire.entered():
+        for interface in ("e0", "e2"):
+            instance.attach(interface)
+        if undone:
+            instance.replace(dropper)
+        old = instance.running()
+        whole = getattr(replacing, step)
+
+        def killed(*arguments: Any) -> None:
+            if after:
+                whole(*arguments)
+            die()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(replacing, step, killed)
+            killed_in(instance.undo if undone else lambda: instance.replace(dropper))
+        staged = step in STEPS or (step == "pin_programs" and after)
+        with Instance.load(name, SMALL) as adopted:
+            assert (adopted.running().program != old.program) == staged
+            assert running(adopted) == {adopted.program_info().id}
+            assert waiting(name) == []
+            assert (adopted.previous() == old) == staged
+            note = adopted.running().note
+            assert note is not None
+            if staged:
+                adopted.undo()
+                assert adopted.running().program == old.program
 
 
 def test_an_attachment_after_a_replacement_by_another_process_runs_the_new_program(

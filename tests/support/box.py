@@ -42,6 +42,8 @@ neigh add 10.1.1.2 lladdr 02:00:00:00:00:07 dev wan nud permanent
 neigh add fd01:1::2 lladdr 02:00:00:00:00:07 dev wan nud permanent
 """
 CLIENT = {4: "10.1.1.2", 6: "fd01:1::2"}
+NODELESS = {"status"}  # commands that ask for no file of this node
+CONFIGLESS = {"status", "upgrade"}
 WAN_LAN = f"""\
 apiVersion: evenkeel/v1
 interfaces: {{wan: {{}}, lan: {{}}}}
@@ -89,7 +91,10 @@ class Box:
         """`reconciler` with these, as it is started in here."""
         folder = self.place.run_dir
         command = [str(ROOT / ".venv/bin/python"), "-m", "reconciler", *arguments]
-        command += ["--config", str(folder / "lb.yaml"), "--node", str(folder / "node.yaml")]
+        if not CONFIGLESS.intersection(arguments[:1]):
+            command += ["--config", str(folder / "lb.yaml")]
+        if not NODELESS.intersection(arguments[:1]):
+            command += ["--node", str(folder / "node.yaml")]
         command += ["--instance", self.place.instance, "--run-dir", str(folder)]
         command += ["--state-dir", str(self.place.state_dir)]
         return self.namespace.inside(*command)

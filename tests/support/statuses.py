@@ -11,7 +11,7 @@ from reconciler import ids
 from reconciler.agreement import Identity, Peer
 from reconciler.conditions import Condition, Observed, Trouble, follow, judge
 from reconciler.dataplane import State
-from reconciler.facts import Attempt, Checked, Daemon, Facts, Moment, Past, Suspend
+from reconciler.facts import Attempt, Checked, Daemon, Facts, Moment, Past, Program, Suspend
 from reconciler.ledger import Account, Ledger
 from reconciler.overrides import Forced, Override
 from reconciler.parts import PoolKey, parts_of
@@ -84,6 +84,10 @@ def facts() -> Facts:
             {i: Account(f"web/web{i}") for i in (1, 2, 3)}, {"web/web1": Count(100, 1000, 10, 0, 0)}
         ),
         attached=(Attachment("eth0", 2, Mode.NATIVE, ""), Attachment("eth1", 3, Mode.GENERIC, "virtio")),
+        programs=(
+            Program(41, "ba" * 8, "0.2.0", "ab" * 8, Moment(NOW - 60)),
+            Program(40, "ab" * 8, "0.1.0", "ba" * 8, Moment(NOW - 3600)),
+        ),
         meta=abi.Meta(abi=1, generation=7, applied_at=int(NOW) - 60, digest=(7,) * 32, commit=b"c0ffee"),
         daemon=Daemon(42, "0.1.0", Moment(NOW - 3600), {"applied": 7, "unchanged": 300}, 1.5, 99),
         attempt=Attempt(

@@ -1,0 +1,263 @@
+"""Sends the same packets through the running program and through a new one, and says where they differ.
+
+Both are shadows: they read the live configuration, and have flows and counters of their
+own. Nothing that forwards is written. What a difference is, `likeness` says.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from bpf import abi
+from bpf.kernel import Action, Instance, KernelError, Mode, Sizes
+from reconciler import ids
+from reconciler.likeness import Difference, Outcome, differ
+from reconciler.model import Address, Packet, Proto
+from reconciler.packet.build import FLAGS, SYN, frame
+from reconciler.shadows import FLOWS
+
+ACK = FLAGS["ack"]
+BY_CHANCE = (abi.Balance.RANDOM, abi.Balance.LEAST_CONNECTIONS)
+SPORT = 41000
+CLIENTS: dict[int, Address] = {4: ip_address("198.51.100.7"), 6: ip_address("2001:db8:7::1")}
+ELSEWHERE: dict[int, Address] = {4: ip_address("203.0.113.99"), 6: ip_address("2001:db8:f::99")}
+TRIES = 3  # a difference is one only if it stays: the live configuration may change meanwhile
+EXPLAINED = 10
+LEAST = 1024  # entries of a shadow's flow maps
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A packet, and where it comes in; `drawn`: chance may choose its backend."""
+
+    what: str
+    frame: bytes
+    ifindex: int
+    drawn: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """How it went: packets by what they stood for, and every difference, the first explained."""
+
+    packets: Mapping[str, int]
+    differences: tuple[Difference, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Entries of the live flow maps, and of the maps for their replies."""
+
+    flows: dict[str, list[tuple[Any, Any]]]
+    returns: dict[str, list[tuple[Any, Any]]]
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.flows.values()))
+
+
+def sampled(instance: Instance, limit: int) -> Sample:
+    """Evenly from both families; what one has not got the other may have."""
+    return Sample(
+        _evenly(instance, ("flows4", "flows6"), limit),
+        _evenly(instance, ("returns4", "returns6"), limit),
+    )
+
+
+def _evenly(
+    instance: Instance, names: tuple[str, str], limit: int
+) -> dict[str, list[tuple[Any, Any]]]:
+    maps: Any = instance.maps
+    found = {name: list(maps[name].scan()) for name in names}
+    four, six = (len(entries) for entries in found.values())
+    half = limit // 2
+    share = {names[0]: limit - min(six, half), names[1]: limit - min(four, limit - half)}
+    return {name: _some(entries, share[name]) for name, entries in found.items()}
+
+
+def _some(entries: Sequence[Any], limit: int) -> list[Any]:
+    if len(entries) <= limit:
+        return list(entries)
+    return [entries[at * len(entries) // limit] for at in range(limit)]
+
+
+class Selftest:
+    """Two shadows of one instance, side by side; without `running`, only the new one."""
+
+    def __init__(self, instance: Instance, running: Path | None, new: Path, limit: int) -> None:
+        self._live = instance
+        sizes = _least(instance.sizes(), max(LEAST, 8 * limit))
+        with ExitStack() as undo:
+            started = time.monotonic()
+            self.new = undo.enter_context(instance.shadow(new, sizes))
+            self.load_seconds = time.monotonic() - started
+            self.running = undo.enter_context(instance.shadow(running, sizes)) if running else None
+            self._stack = undo.pop_all()
+
+    def __enter__(self) -> "Selftest":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def compare(self, sample: Sample) -> Compared:
+        """First as if no flow were known, then with those that were sampled.
+
+        What chance decides comes last: its flows would be in the way of others.
+        """
+        fresh = [*self._foreign(), *self._frontends(), *self._clients(sample, SYN, "new")]
+        known = [*self._clients(sample, ACK, "known"), *self._replies(sample)]
+        found = self._differences(probe for probe in fresh if not probe.drawn)
+        self._know(sample)
+        found += self._differences(probe for probe in known if not probe.drawn)
+        found += self._differences(probe for probe in (*fresh, *known) if probe.drawn)
+        packets = Counter(probe.what.partition(":")[0] for probe in (*fresh, *known))
+        return Compared(packets, tuple(found))
+
+    # ---- what is sent
+
+    def _foreign(self) -> Iterator[Probe]:
+        """What concerns no service goes to the kernel as it came."""
+        for version, address in ELSEWHERE.items():
+            packet = Packet(CLIENTS[version], SPORT, address, 9, Proto.UDP)
+            yield Probe(f"no service's: {said(packet)}", frame(packet), self._inside())
+        arp = b"\xff" * 6 + bytes(6) + (0x0806).to_bytes(2) + bytes(28)
+        yield Probe("no service's: ARP", arp, self._inside())
+
+    def _frontends(self) -> Iterator[Probe]:
+        """A client that nobody knows, for each."""
+        for entry in (entry for _, entry in self._live.maps.frontends.items()):
+            if not ids.index(entry.id):
+                continue
+            octets = bytes(entry.addr.v6)[: 4 if entry.family == 4 else 16]  # noqa: PLR2004
+            client, proto = CLIENTS[entry.family], Proto(entry.proto)
+            port = entry.port or SPORT
+            packet = Packet(client, SPORT, ip_address(octets), port, proto)
+            yield self._probe("frontend", packet, entry.id, SYN)
+
+    def _clients(self, sample: Sample, flags: int, what: str) -> Iterator[Probe]:
+        for entries in sample.flows.values():
+            for key, flow in entries:
+                if (packet := packet_of(key)) is not None:
+                    yield self._probe(what, packet, flow.frontend, flags)
+
+    def _replies(self, sample: Sample) -> Iterator[Probe]:
+        for entries in sample.returns.values():
+            for key, entry in entries:
+                if (packet := packet_of(key)) is not None:
+                    backend = self._live.maps.backends.get(ids.index(entry.flow.backend))
+                    ifindex = backend.ifindex if backend and backend.ifindex else self._inside()
+                    yield Probe(f"reply: {said(packet)}", frame(packet, ACK), ifindex)
+
+    def _probe(self, what: str, packet: Packet, frontend: int, flags: int) -> Probe:
+        drawn = (flags != ACK or packet.proto is Proto.UDP) and self._drawn(frontend)
+        return Probe(f"{what}: {said(packet)}", frame(packet, flags), self._inside(), drawn)
+
+    def _drawn(self, frontend: int) -> bool:
+        entry = self._live.maps.frontends.get(ids.index(frontend))
+        service = self._live.maps.services.get(ids.index(entry.service)) if entry else None
+        return service is not None and service.balance in BY_CHANCE
+
+    def _inside(self) -> int:
+        """An interface of this network namespace that the program is attached to."""
+        for one in self._live.attachments():
+            if one.mode is not Mode.AUTO:
+                return one.ifindex
+        return 1
+
+    def _know(self, sample: Sample) -> None:
+        """The sampled flows, and the next hops that they name."""
+        live: Any = self._live.maps
+        for shadow in self._pair:
+            maps: Any = shadow.maps
+            for name in ("hops", "hop_ids"):
+                maps[name].put_many(live[name].items())
+            for name, entries in (*sample.flows.items(), *sample.returns.items()):
+                maps[name].put_many(entries)
+
+    # ---- what comes of it
+
+    @property
+    def _pair(self) -> tuple[Instance, Instance]:
+        if self.running is None:
+            raise KernelError("nothing to compare with")
+        return self.running, self.new
+
+    def _differences(self, probes: Iterable[Probe]) -> list[Difference]:
+        found: list[Difference] = []
+        for probe in probes:
+            difference = self._difference(probe)
+            if difference is not None:
+                explained = len(found) < EXPLAINED
+                found.append(self._explained(probe, difference) if explained else difference)
+        return found
+
+    def _difference(self, probe: Probe) -> Difference | None:
+        found = None
+        for _ in range(TRIES):
+            pair = [_outcome(shadow, probe) for shadow in self._pair]
+            found = differ(probe.what, *pair, drawn=probe.drawn)
+            if found is None:
+                return None
+        return found
+
+    def _explained(self, probe: Probe, difference: Difference) -> Difference:
+        """With the backends that the two count it for."""
+        running, new = (_backend(shadow, probe) for shadow in self._pair)
+        return replace(difference, running_backend=running, new_backend=new)
+
+
+def _least(sizes: Sizes, entries: int) -> Sizes:
+    """A shadow needs no more flows than are sampled."""
+    return replace(sizes, **dict.fromkeys(FLOWS, entries))
+
+
+def _outcome(shadow: Instance, probe: Probe) -> Outcome:
+    before = _verdicts(shadow)
+    run = shadow.run(probe.frame, ifindex=probe.ifindex)
+    after = _verdicts(shadow)
+    counted = [one.name.lower() for one in abi.Verdict if after[one] != before[one]]
+    return Outcome(" and ".join(counted) or "not counted", Action(run.action).name, run.frame)
+
+
+def _verdicts(shadow: Instance) -> list[int]:
+    cpu = shadow.maps.cpus.get(0)
+    return [one.packets for one in cpu.verdict] if cpu else [0] * len(abi.Verdict)
+
+
+def _backend(shadow: Instance, probe: Probe) -> int:
+    """The id of the backend that the packet is counted for; 0: none."""
+    before = dict(shadow.maps.backend_counts.items())
+    shadow.run(probe.frame, ifindex=probe.ifindex)
+    for at, counts in shadow.maps.backend_counts.items():
+        if counts != before.get(at):
+            entry = shadow.maps.backends.get(at)
+            return int(entry.id) if entry else 0
+    return 0
+
+
+# ---- keys
+
+
+def packet_of(key: abi.Flow4Key | abi.Flow6Key) -> Packet | None:
+    """The 5-tuple of a flow's key."""
+    data = bytes(key)
+    size = 4 if isinstance(key, abi.Flow4Key) else 16
+    source, destination, ports = data[:size], data[size : 2 * size], data[2 * size :]
+    if ports[4] not in (Proto.TCP, Proto.UDP):
+        return None
+    sport, dport = int.from_bytes(ports[:2]), int.from_bytes(ports[2:4])
+    return Packet(ip_address(source), sport, ip_address(destination), dport, Proto(ports[4]))
+
+
+def said(packet: Packet) -> str:
+    def end(address: Address, port: int) -> str:
+        return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"  # noqa: PLR2004
+
+    source, target = end(packet.source, packet.sport), end(packet.destination, packet.dport)
+    return f"{source} -> {target}/{packet.proto.name.lower()}"

@@ -1,0 +1,154 @@
+"""What an upgrade would do, as a value: its JSON, and its words. Pure."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from reconciler.likeness import Difference, Kind, first_difference
+
+FORMAT = "1.0"
+SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """A program by what it was made of."""
+
+    version: str
+    object: str
+    tag: str
+    abi: int | None
+
+    def __str__(self) -> str:
+        return f"{self.version}, object {self.object}, tag {self.tag}"
+
+
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """A setting of node.yaml that is not what the maps were made with."""
+
+    setting: str
+    made: int
+    wanted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Takeover:
+    """`outcome`: pending, nothing, refused, upgraded or undone."""
+
+    instance: str
+    running: Side
+    new: Side
+    outcome: str
+    interfaces: tuple[str, ...] = ()
+    maps_kept: int = 0
+    load_seconds: float = 0.0  # what loading the new program took
+    live_flows: int = 0
+    resized: tuple[Resized, ...] = ()
+    packets: Mapping[str, int] = field(default_factory=dict)  # compared, by what they stood for
+    tests: str = ""
+    failed_tests: tuple[str, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    backends: Mapping[int, str] = field(default_factory=dict)  # names, by id
+    untested: str = ""  # why nothing was compared
+
+    @property
+    def objections(self) -> tuple[str, ...]:
+        """Why it is not done unless somebody insists."""
+        found = []
+        if self.failed_tests:
+            found.append(f"tests of lb.yaml fail: {len(self.failed_tests)}")
+        if self.differences:
+            found.append(f"the new program treats {_packets(len(self.differences))} otherwise")
+        if self.untested:
+            found.append(self.untested)
+        return tuple(found)
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT,
+            "instance": self.instance,
+            "outcome": self.outcome,
+            "running": asdict(self.running),
+            "new": asdict(self.new),
+            "interfaces": list(self.interfaces),
+            "maps_kept": self.maps_kept,
+            "load_seconds": round(self.load_seconds, 3),
+            "live_flows": self.live_flows,
+            "resized": [asdict(one) for one in self.resized],
+            "packets": dict(self.packets),
+            "tests": self.tests,
+            "failed_tests": list(self.failed_tests),
+            "differences": {kind.value: count for kind, count in self._kinds().items()},
+            "examples": [self._example(one) for one in self.differences[:SHOWN]],
+            "objections": list(self.objections),
+        }
+
+    def _kinds(self) -> Counter[Kind]:
+        return Counter(one.kind for one in self.differences)
+
+    def _example(self, one: Difference) -> dict[str, str]:
+        return {
+            "packet": one.what,
+            "kind": one.kind,
+            "running": self._treated(one.running.verdict, one.running.action, one.running_backend),
+            "new": self._treated(one.new.verdict, one.new.action, one.new_backend),
+            "bytes": first_difference(one.running.frame, one.new.frame)
+            if one.kind is Kind.BYTES
+            else "",
+        }
+
+    def _treated(self, verdict: str, action: str, backend: int) -> str:
+        where = f" to {self.backends.get(backend, f'#{backend:08x}')}" if backend else ""
+        return f"{verdict}{where} ({action.lower()})"
+
+    # ---- for people
+
+    def text(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        yield f"running   {self.running}"
+        yield f"new       {self.new}"
+        if self.outcome == "nothing":
+            yield "nothing to do: this program runs already"
+            yield from self._resizes()
+            return
+        yield f"takes over on {', '.join(self.interfaces) or 'no interface'}"
+        yield (
+            f"maps      {self.maps_kept} kept, ABI {self.running.abi};"
+            f" {self.live_flows} live flows go on"
+        )
+        yield from self._resizes()
+        yield f"loading   {self.load_seconds:.2f} s, while the running program forwards"
+        yield from self._compared()
+
+    def _resizes(self) -> Iterator[str]:
+        for one in self.resized:
+            yield (
+                f"sizes     {one.setting}: node.yaml says {one.wanted}, and it stays at {one.made}:"
+                f" `reconciler teardown` and a start change it, and forget {self.live_flows} live flows"
+            )
+
+    def _compared(self) -> Iterator[str]:
+        if self.packets:
+            counts = ", ".join(f"{count} {what}" for what, count in self.packets.items())
+            yield f"compared  {_packets(sum(self.packets.values()))}: {counts}"
+        if self.tests:
+            yield f"tests     {self.tests}"
+        for line in self.failed_tests:
+            yield f"  FAILED  {line}"
+        if self.differences:
+            kinds = ", ".join(f"{count} by {kind}" for kind, count in self._kinds().items())
+            yield f"differ    {_packets(len(self.differences))}: {kinds}"
+        for one in map(self._example, self.differences[:SHOWN]):
+            yield f"  {one['packet']}: {one['running']}, new: {one['new']} {one['bytes']}".rstrip()
+        if (more := len(self.differences) - SHOWN) > 0:
+            yield f"  ... and {more} more"
+        if self.packets and not self.objections:
+            yield "no difference in verdict, backend or bytes"
+
+
+def _packets(count: int) -> str:
+    return f"{count} packet{'' if count == 1 else 's'}"

@@ -1,0 +1,196 @@
+"""`reconciler upgrade`: what it compares, refuses, says beforehand and leaves alone."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from bpf.kernel import Instance
+from bpf.pins import ROOT as PINS
+from tests.support import frames
+from tests.support.box import CLIENT, ROOT, Box, boxed, mac_of
+from tests.support.instances import REJECTED, compiled
+from tests.support.objects import MARKS, OTHER_HASH, SAME, changed
+
+CONFIG = """\
+apiVersion: evenkeel/v1
+pools:
+  web:
+    backends:
+      web1: {address: 10.1.2.101, port: 8080}
+      web2: {address: 10.1.2.102, port: 8080}
+  web6: {backends: {six1: {address: "fd01:2::11"}, six2: {address: "fd01:2::12"}}}
+services:
+  www: {addresses: [192.0.2.10], ports: [80/tcp, 53/udp], pools: [web]}
+  six: {addresses: ["2001:db8::10"], ports: [80/tcp], pools: [web6], forward: dsr}
+  lots:
+    addresses: [192.0.2.11]
+    ports: [80/tcp]
+    pools: [web]
+    balance: {method: random}
+tests:
+  - {name: web answers, packet: "198.51.100.7:41000 -> 192.0.2.10:80/tcp", expect: {pool: web}}
+...
+"""
+OTHER_ABI = "enum abi { ABI_VERSION = 2 }; enum abi spoken;"
+SCHEMA = json.loads((ROOT / "schemas/upgrade.schema.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Box]:
+    with boxed(f"ek{os.getpid()}up", tmp_path_factory.mktemp("box")) as made:
+        for number in (101, 102):
+            made.neighbour(f"10.1.2.{number}", mac_of(number))
+        for number in (11, 12):
+            made.neighbour(f"fd01:2::{number}", mac_of(number))
+        yield made
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Later versions of the program, good and bad."""
+    folder = tmp_path_factory.mktemp("objects")
+    return {
+        "same": changed(folder, "same", SAME),
+        "marks": changed(folder, "marks", MARKS),
+        "hash": changed(folder, "hash", OTHER_HASH),
+        "refused": compiled(REJECTED, folder / "refused.o"),
+        "abi": compiled(OTHER_ABI, folder / "abi.o"),
+    }
+
+
+@pytest.fixture
+def box(loaded: Box) -> Box:
+    """The shipped program, with flows of both families."""
+    loaded.write(CONFIG)
+    loaded.run("--once")
+    loaded.bed.instance.replace(if_changed=True)
+    for sport in range(20000, 20012):
+        for flags in "SA":
+            tcp = frames.tcp(sport, 80, flags)
+            loaded.send(frames.eth(frames.ip(CLIENT[4], "192.0.2.10", tcp)))
+            loaded.send(frames.eth(frames.ip(CLIENT[4], "192.0.2.11", tcp)))
+            loaded.send(frames.eth(frames.ip(CLIENT[6], "2001:db8::10", tcp)))
+        udp = frames.udp(sport, 53, b"who")
+        loaded.send(frames.eth(frames.ip(CLIENT[4], "192.0.2.10", udp)))
+    return loaded
+
+
+def tag(box: Box) -> str:
+    with Instance.open(box.place.instance) as instance:
+        return instance.running().program.tag
+
+
+def live(box: Box) -> dict[str, object]:
+    """All that forwards by: what a program that is only asked may not touch."""
+    maps = box.bed.instance.maps
+    plain = ("flows4", "flows6", "returns4", "returns6", "hops", "live", "cpus", "backend_counts")
+    pins = sorted(str(path) for path in (PINS / box.place.instance).rglob("*"))
+    return {**{name: maps[name].items() for name in plain}, "pins": pins}
+
+
+def test_a_program_that_does_the_same_takes_over_and_goes_back(
+    box: Box, objects: dict[str, Path]
+) -> None:
+    before, flows = tag(box), dict(box.bed.instance.maps.flows4.items())
+    done = box.run("upgrade", "--object", str(objects["same"]))
+    assert "no difference in verdict, backend or bytes" in done.stdout
+    assert "upgrade --undo" in done.stdout
+    assert tag(box) != before
+    assert dict(box.bed.instance.maps.flows4.items()) == flows
+    assert (
+        "this program runs already" in box.run("upgrade", "--object", str(objects["same"])).stdout
+    )
+    box.run("upgrade", "--undo")
+    assert tag(box) == before
+
+
+@pytest.mark.parametrize("output", ["text", "json"])
+def test_a_dry_run_shows_it_and_changes_nothing(
+    box: Box, objects: dict[str, Path], output: str
+) -> None:
+    before = live(box)
+    words = ("--dry-run", "--detailed-exitcode", "--output", output)
+    said = box.run("upgrade", *words, "--object", str(objects["same"]), ok=(2,)).stdout
+    assert live(box) == before
+    if output == "text":
+        assert "takes over on lan, wan" in said or "takes over on wan, lan" in said
+        assert "ABI 1" in said
+        return
+    found = json.loads(said)
+    jsonschema.validate(found, SCHEMA)
+    assert found["outcome"] == "pending"
+    assert found["running"]["tag"] == tag(box)
+    assert found["running"]["tag"] != found["new"]["tag"]
+    assert found["running"]["object"] != found["new"]["object"]
+    assert found["tests"].startswith("1 test by the program itself")
+    assert found["packets"]["frontend"] == 4
+    assert found["packets"]["known"] == found["packets"]["new"] > 40
+    assert found["packets"]["reply"] > 30
+    assert found["load_seconds"] > 0
+
+
+KINDS = {
+    "verdict": r"53/udp: forwarded to web/web\d \(redirect\), new: forwarded to web/web\d \(drop\)",
+    "bytes": r"80/tcp: .* byte 15: 00 and 04",
+}
+
+
+def test_a_program_that_does_something_else_is_refused_with_examples(
+    box: Box, objects: dict[str, Path]
+) -> None:
+    before = live(box)
+    words = ("upgrade", "--object", str(objects["marks"]))
+    refused = box.run(*words, ok=(4,))
+    assert live(box) == before
+    assert "refused: the new program treats" in refused.stderr
+    assert "nothing was changed. To take over all the same: --accept-differences" in refused.stderr
+    for kind, example in KINDS.items():
+        assert re.search(rf"differ .* \d+ by {kind}", refused.stdout)
+        assert re.search(example, refused.stdout), refused.stdout
+    found = json.loads(box.run(*words, "--accept-differences", "--output", "json").stdout)
+    jsonschema.validate(found, SCHEMA)
+    assert found["outcome"] == "upgraded"
+    assert found["differences"].keys() == KINDS.keys()
+    assert tag(box) == found["new"]["tag"]
+    box.run("upgrade", "--undo")
+    assert tag(box) == found["running"]["tag"]
+
+
+def test_a_program_that_picks_other_backends_is_refused(box: Box, objects: dict[str, Path]) -> None:
+    """Known flows would stay; what is new would not agree with the other nodes any more."""
+    refused = box.run("upgrade", "--object", str(objects["hash"]), ok=(4,))
+    assert re.search(r"new: .*forwarded to web/web1 .*new: forwarded to web/web2", refused.stdout)
+    assert "known: " not in refused.stdout
+
+
+def test_what_the_verifier_refuses_changes_nothing_and_its_words_are_shown(
+    box: Box, objects: dict[str, Path]
+) -> None:
+    before = live(box)
+    refused = box.run("upgrade", "--object", str(objects["refused"]), ok=(1,))
+    assert "invalid access to packet" in refused.stderr
+    assert live(box) == before
+
+
+def test_an_object_of_another_abi_is_refused_by_name(box: Box, objects: dict[str, Path]) -> None:
+    before = live(box)
+    assert "speaks ABI 2" in box.run("upgrade", "--object", str(objects["abi"]), ok=(4,)).stderr
+    assert live(box) == before
+
+
+def test_a_start_adopts_what_runs_and_says_that_it_is_another_program(
+    box: Box, objects: dict[str, Path]
+) -> None:
+    box.run("upgrade", "--object", str(objects["same"]))
+    other = tag(box)
+    box.run("--once")
+    assert tag(box) == other
+    status = json.loads(box.run("status", "--output", "json").stdout)
+    assert status["program"]["tag"] == other
+    assert status["previous_program"]["tag"] != other
+    box.run("upgrade", "--undo")

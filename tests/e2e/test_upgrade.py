@@ -1,0 +1,175 @@
+"""`reconciler upgrade` under traffic, beside the daemons: nothing is lost, no flow moves, also when it is killed."""
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpf import replacing
+from bpf.kernel import Instance
+from tests.support.balancer import CONFIG, PORT, Balancer
+from tests.support.instances import die, killed_in
+from tests.support.lab import SERVICE
+from tests.support.objects import DROPS, SAME, changed
+from tests.support.traffic import Connection, Load
+from tests.support.wait import until
+
+WITH_UDP = CONFIG.replace("[80/tcp]", "[80/tcp, 80/udp]")
+STREAMS = 8
+ENOUGH = 10  # requests and probes that each step has to see
+
+
+@pytest.fixture(scope="module")
+def balancer() -> Iterator[Balancer]:
+    with Balancer() as made:
+        made.config.write_text(WITH_UDP)
+        made.start()
+        yield made
+
+
+@pytest.fixture(scope="module")
+def same(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return changed(tmp_path_factory.mktemp("same"), "same", SAME)
+
+
+@pytest.fixture(scope="module")
+def dropper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return changed(tmp_path_factory.mktemp("drops"), "drops", DROPS)
+
+
+class Streams(contextlib.ExitStack):
+    """Connections that stay open, each with the backend that it began with."""
+
+    def __init__(self, balancer: Balancer) -> None:
+        super().__init__()
+        self.open = [
+            self.enter_context(Connection(balancer.lab.client, SERVICE[4], PORT))
+            for _ in range(STREAMS)
+        ]
+        self.backends = [one.get().backend for one in self.open]
+
+    def check(self) -> None:
+        assert [one.get("/bytes/4000").backend for one in self.open] == self.backends
+
+
+@contextlib.contextmanager
+def traffic(balancer: Balancer) -> Iterator[Callable[[], None]]:
+    """Old streams, new requests and datagrams; what is yielded waits for some of each."""
+    with Streams(balancer) as streams, Load(balancer.lab.client, SERVICE[4], PORT) as load:
+
+        def some() -> None:
+            seen = load.requests, load.echoes
+            streams.check()
+            until(
+                lambda: load.requests > seen[0] + ENOUGH and load.echoes > seen[1] + ENOUGH,
+                60,
+                what="traffic",
+            )
+
+        some()
+        yield some
+        some()
+    assert load.failures == []
+    assert load.lost == 0
+
+
+def upgraded(balancer: Balancer, *arguments: str, code: int = 0) -> str:
+    with balancer.lab.balancer.entered():
+        done = balancer.command("upgrade", "--node", str(balancer.node), *arguments)
+    assert done.returncode == code, done
+    return done.stdout + done.stderr
+
+
+def program(balancer: Balancer) -> dict[str, Any]:
+    found: dict[str, Any] = balancer.status()["program"]
+    return found
+
+
+def running(balancer: Balancer) -> int:
+    """The id of the program that is pinned, without a daemon's word."""
+    with Instance.open(balancer.name, read_only=True) as instance:
+        return instance.running().program.id
+
+
+def condition(balancer: Balancer) -> tuple[str, str]:
+    found = {one["type"]: one for one in balancer.status()["conditions"]}["ProgramCurrent"]
+    return found["status"], found["reason"]
+
+
+def test_an_upgrade_and_its_undo_lose_nothing_and_move_no_flow(
+    balancer: Balancer, same: Path
+) -> None:
+    first = program(balancer)
+    assert condition(balancer) == ("True", "Current")
+    with traffic(balancer) as some:
+        assert "no difference" in upgraded(balancer, "--object", str(same))
+        some()
+        until(lambda: program(balancer)["tag"] != first["tag"], what="the new program's tag")
+        assert condition(balancer) == ("False", "OtherProgram")
+        upgraded(balancer, "--undo")
+        some()
+        until(lambda: program(balancer)["id"] == first["id"], what="the first program's id")
+    assert balancer.status()["previous_program"]["tag"] != first["tag"]
+
+
+def test_a_restart_of_the_daemon_keeps_what_was_upgraded_to(balancer: Balancer, same: Path) -> None:
+    upgraded(balancer, "--object", str(same))
+    now = running(balancer)
+    with traffic(balancer):
+        balancer.stop(signal.SIGKILL)
+        balancer.start()
+    assert running(balancer) == now
+    assert "Run `reconciler upgrade`" in balancer.log
+    upgraded(balancer, "--undo")
+
+
+def test_a_program_that_drops_is_refused_under_traffic_with_the_packets_named(
+    balancer: Balancer, dropper: Path
+) -> None:
+    before = running(balancer)
+    with traffic(balancer):
+        said = upgraded(balancer, "--object", str(dropper), code=4)
+    assert "forwarded to web/web" in said
+    assert "(drop)" in said
+    assert "--accept-differences" in said
+    assert running(balancer) == before
+
+
+@pytest.mark.parametrize(
+    ("undone", "steps"),
+    [(False, ("pin_programs", "_switch", "_keep_previous")), (True, ("_switch", "forget"))],
+    ids=["upgrade", "undo"],
+)
+def test_killed_half_way_nothing_is_lost_and_the_next_run_finishes(
+    balancer: Balancer,
+    same: Path,
+    undone: bool,
+    steps: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After which steps else, and that the program is then the right one: tests/bpf."""
+    words = ("--undo",) if undone else ("--object", str(same), "--sample", "10")
+    if undone:
+        upgraded(balancer, "--object", str(same))
+    before = running(balancer)
+    with traffic(balancer) as some:
+        for step in steps:
+            with monkeypatch.context() as patch:
+                patch.setattr(replacing, step, then_die(getattr(replacing, step)))
+                killed_in(lambda: upgraded(balancer, *words))
+            some()
+            upgraded(balancer, "--undo")  # whoever comes next completes it: so this goes back
+            assert running(balancer) == before, step
+    if undone:
+        upgraded(balancer, "--undo")
+
+
+def then_die(step: Callable[..., object]) -> Callable[..., None]:
+    def killed(*arguments: object) -> None:
+        step(*arguments)
+        die()
+
+    return killed
