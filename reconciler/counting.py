@@ -43,9 +43,13 @@ class Books:
         self._instance = instance
         self._map = instance.maps.backend_counts.id
         self.services, self.backends = self._kept()
+        self._followed: object = None  # those of the last time
 
     def follow(self, desired: Desired) -> None:
         """Before anything new is counted: whose each index is from now on."""
+        if self._followed == (desired.parts, desired.backends):
+            return
+        self._followed = desired.parts, desired.backends
         services = {ids.index(number): str(part) for number, part in desired.parts.items()}
         backends = {
             ids.index(number): f"{pool}/{name}"

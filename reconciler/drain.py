@@ -68,9 +68,8 @@ def leaving(actual: State) -> set[Address]:
 
 
 def under_way(state: State, flows: Mapping[int, int]) -> Iterator[Leaving]:
-    for at, entry in sorted(state.backends.items()):
-        if begun(entry):
-            yield Leaving(entry.name, flows.get(at, 0), entry.until)
+    for at, entry in sorted((at, entry) for at, entry in state.backends.items() if begun(entry)):
+        yield Leaving(entry.name, flows.get(at, 0), entry.until)
 
 
 def next_end(drains: tuple[Leaving, ...], now: int) -> float:

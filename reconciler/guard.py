@@ -12,6 +12,7 @@ from typing import Any
 from bpf import abi
 from reconciler import ids
 from reconciler.dataplane import State
+from reconciler.drain import NO_NEW
 from reconciler.model import Guardrails
 
 OVERRIDE = "--allow-removals"
@@ -71,7 +72,7 @@ def _backends(desired: State, actual: State, limits: Guardrails) -> Finding:
 
 def _serving(actual: State) -> Mapping[int, abi.Backend]:
     """Those that take new flows: to take away one that drains takes nothing from anybody."""
-    return _taken(actual.backends, lambda entry: not entry.flags & abi.BackendFlag.NO_NEW)
+    return _taken(actual.backends, lambda entry: not entry.flags & NO_NEW)
 
 
 def _too_many(gone: int, present: int, limit: int) -> bool:

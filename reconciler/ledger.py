@@ -7,10 +7,12 @@ count at which its present owner began, and each name what it counted elsewhere.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from reconciler.rates import NOTHING, Count
+
+FIELDS = tuple(one.name for one in fields(Count))
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +65,16 @@ class Ledger:
 
 def document(ledger: Ledger) -> dict[str, Any]:
     return {
-        "accounts": {str(at): asdict(account) for at, account in ledger.accounts.items()},
-        "carried": {owner: asdict(count) for owner, count in ledger.carried.items()},
+        "accounts": {
+            str(at): {"owner": account.owner, "base": _counts(account.base)}
+            for at, account in ledger.accounts.items()
+        },
+        "carried": {owner: _counts(count) for owner, count in ledger.carried.items()},
     }
+
+
+def _counts(count: Count) -> dict[str, int]:
+    return {name: getattr(count, name) for name in FIELDS}
 
 
 def parse(content: Mapping[str, Any]) -> Ledger:

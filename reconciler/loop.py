@@ -32,7 +32,7 @@ from reconciler.ids import NoRoom
 from reconciler.look import Live, View, look
 from reconciler.maps import PinnedMaps, unheard
 from reconciler.memo import Memo
-from reconciler.model import Address, Config, DriftPolicy, Node
+from reconciler.model import Address, Config, DriftPolicy, Node, Pool
 from reconciler.names import key_text
 from reconciler.neigh import Changes, Neighbours, failing
 from reconciler.overrides import Overrides, Unusable, in_force
@@ -123,15 +123,20 @@ def surroundings(
     epoch: int,
     wait: float | None,
     also: Iterable[Address] = (),
+    memo: Memo | None = None,
 ) -> Surroundings:
     """What the node's kernel says about the backends and interfaces that are configured."""
+    of = (memo or Memo()).of
     used = {name for service in config.services.values() for name in service.pools}
-    addresses: set[Address] = {
-        backend.address for name in used for backend in config.pools[name].backends.values()
-    }
+    each = (of(_addresses, name, config.pools[name]) for name in used)
+    addresses: set[Address] = set().union(*each)
     links = neighbours.links().values()
     veth = any(link.kind == "veth" for link in links if link.name in node.interfaces)
     return Surroundings(neighbours.hops(addresses.union(also), wait), veth, epoch)
+
+
+def _addresses(pool: Pool) -> frozenset[Address]:
+    return frozenset(backend.address for backend in pool.backends.values())
 
 
 class Reconciler:
@@ -174,9 +179,7 @@ class Reconciler:
         live = Live(
             actual,
             self.dataplane.health(),
-            surroundings(
-                self._neighbours, accepted.config, self._node, epoch, wait, leaving(actual)
-            ),
+            self._surroundings(accepted.config, epoch, wait, leaving(actual)),
             self.dataplane.room(),
             self.overrides(),
             self.dataplane.flows(),
@@ -198,6 +201,11 @@ class Reconciler:
         self.unattached = self._attach()
         self._tell(view, accepted)
         return view
+
+    def _surroundings(
+        self, config: Config, epoch: int, wait: float, also: Iterable[Address]
+    ) -> Surroundings:
+        return surroundings(self._neighbours, config, self._node, epoch, wait, also, self._memo)
 
     def overrides(self) -> Overrides:
         """Those in force now. When their file says nothing sensible, the last that it said."""
@@ -282,10 +290,11 @@ class Reconciler:
         return trouble
 
     def _tell(self, view: View, accepted: Accepted) -> None:
-        document = published.targets(
-            accepted.config, view.desired, self.instance.name, health_map(self.instance.name)
+        health = health_map(self.instance.name)
+        text = published.targets(
+            accepted.config, view.desired, self.instance.name, health, self._memo
         )
-        published.publish_json(self._place.run_dir / "targets.json", document)
+        published.publish(self._place.run_dir / "targets.json", text)
         if not view.refused:
             published.publish(self._place.applied, accepted.revision.text)
 

@@ -44,6 +44,7 @@ STALE = 10.0  # seconds after which even a silent kernel is read anew
 DOUBT = 5.0  # seconds between two doubts about the same backend
 SHARE = 10  # the listener rests for so many times what reading took
 NO_MAC = bytes(6)
+DOWN = int(abi.HealthState.DOWN)  # plain: arithmetic of enums is slow, and there are many
 _NOBODY = bytes(4)
 
 Place = tuple[int, Address]  # interface, address
@@ -100,6 +101,8 @@ class Neighbours:
         self._doubted: dict[Address, float] = {}
         self._asking = False
         self._look = self._forget = 0
+        self._answer: dict[Address, NextHop] = {}  # callers must not change it
+        self._answered: tuple[set[Address], object, int, bool] = (set(), None, 0, False)
 
     def close(self) -> None:
         if self._listener:
@@ -130,18 +133,34 @@ class Neighbours:
         The answers are waited for no longer than `wait` seconds; None: nobody is asked.
         """
         self._refresh()
-        self._wanted = self._ways(set(addresses))
+        wanted = set(addresses)
         self._asking = wait is not None
+        if self._is_answered(wanted) and not (wait and self._missing()):
+            return self._answer
+        self._wanted = self._ways(wanted)
         if self._asking:
             self._release()
             self._ask_for(via for via in self._wanted.values() if self._unkept(via))
             self._await(time.monotonic() + (wait or 0))
         self._told = self._heard_of()
-        return {
-            address: _hop(via, self._known[via.place])
+        self._answer = {
+            address: self._hop(address, via)
             for address, via in self._wanted.items()
             if via.place in self._known
         }
+        self._answered = (wanted, self._known, self._look, self._asking)
+        return self._answer
+
+    def _is_answered(self, wanted: set[Address]) -> bool:
+        """Whether the last answer still is one: the same question, and nothing was read since."""
+        asked, known, look, asking = self._answered
+        same = known is self._known and look == self._look and asking == self._asking
+        return same and asked == wanted
+
+    def _hop(self, address: Address, via: Via) -> NextHop:
+        """The same object as in the last answer if it says the same."""
+        hop, before = _hop(via, self._known[via.place]), self._answer.get(address)
+        return before if before == hop else hop
 
     def vias(self, addresses: Iterable[Address]) -> dict[Address, Via]:
         """Whom to ask for, of those addresses that there is a route to."""
@@ -308,7 +327,9 @@ class Neighbours:
 
 def failing(backends: Mapping[int, abi.Backend], health: Mapping[int, abi.Health]) -> set[Address]:
     """Addresses of those that are down by their checks."""
-    down = {entry.id for entry in health.values() if entry.state == abi.HealthState.DOWN}
+    down = {entry.id for entry in health.values() if entry.state == DOWN}
+    if not down:
+        return set()
     return {
         ip_address(bytes(entry.addr.v6)[: 4 if entry.family == 4 else 16])  # noqa: PLR2004
         for entry in backends.values()

@@ -5,31 +5,43 @@ Files are renamed into place, so that no reader sees half of one.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bpf import abi
 from reconciler.compile import Desired
+from reconciler.memo import Memo
 from reconciler.model import Backend, Check, CheckType, Config, Pool
 
 FORMAT = "1.1"
 
 
-def targets(config: Config, desired: Desired, instance: str, health_map: Path) -> dict[str, Any]:
-    """What is to be probed: see schemas/targets.schema.json."""
+def targets(
+    config: Config, desired: Desired, instance: str, health_map: Path, memo: Memo | None = None
+) -> str:
+    """What is to be probed, a line for each backend: see schemas/targets.schema.json."""
+    memo = memo or Memo()
+    pools = [config.pools[name] for name in sorted({key.pool for key in desired.pools.values()})]
     probed = [
-        _target(number, pool, pool.backends[name], pool.check)
-        for (pool_name, name), number in sorted(desired.backends.items())
-        for pool in [config.pools[pool_name]]
+        memo.of(_probed, pool.name, pool, pool.check, _numbers(desired, pool))
+        for pool in pools
         if pool.check
     ]
-    return {
-        "format_version": FORMAT,
-        "instance": instance,
-        "health_map": str(health_map),
-        "backends": probed,
-    }
+    head = {"format_version": FORMAT, "instance": instance, "health_map": str(health_map)}
+    lines = ",\n".join(lines for lines in probed if lines)
+    return f'{json.dumps(head)[:-1]}, "backends": [\n{lines}\n]}}\n'
+
+
+def _numbers(desired: Desired, pool: Pool) -> tuple[tuple[str, int], ...]:
+    """Names and ids of those that the maps have."""
+    known = desired.backends
+    return tuple((name, known[pool.name, name]) for name in sorted(pool.backends))
+
+
+def _probed(pool: Pool, check: Check, numbers: Iterable[tuple[str, int]]) -> str:
+    entries = (_target(number, pool, pool.backends[name], check) for name, number in numbers)
+    return ",\n".join(map(json.dumps, entries))
 
 
 def _target(number: int, pool: Pool, backend: Backend, check: Check) -> dict[str, Any]:
@@ -80,7 +92,8 @@ def publish(path: Path, text: str) -> bool:
 
 
 def publish_json(path: Path, document: Mapping[str, Any]) -> bool:
-    return publish(path, json.dumps(document, indent=1) + "\n")
+    """On one line: only so is it written by compiled code, in a tenth of the time."""
+    return publish(path, json.dumps(document) + "\n")
 
 
 def next_meta(

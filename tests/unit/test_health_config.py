@@ -45,7 +45,7 @@ DNS = "query: www.example, record: AAAA, answer: '2001:db8::1'"
 def published(options: str) -> dict[str, Any]:
     config = load(LB % options)
     desired = compile_config(config, NODE, State(), Surroundings(), ROOM)
-    document = targets(config, desired, "lab", Path("/map"))
+    document = json.loads(targets(config, desired, "lab", Path("/map")))
     jsonschema.validate(document, SCHEMA)
     return document
 
