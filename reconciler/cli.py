@@ -18,6 +18,7 @@ from reconciler.board import Board
 from reconciler.commands import (
     apply,
     doctor,
+    explain,
     history,
     override,
     replay,
@@ -142,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
     commands = arguments.add_subparsers(title="commands", metavar="")
     _add_commands(commands.add_parser)
     for command in (
-        apply, doctor, history, override, replay, rollback, status, suspend, sync, upgrade,
+        apply, doctor, explain, history, override, replay, rollback, status, suspend, sync, upgrade,
     ):  # fmt: skip
         command.add(commands)
     return arguments
@@ -171,6 +172,7 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
             "digests",
             "replay",
             "upgrade",
+            "explain",
         ),
     )
     schema.set_defaults(run=print_schema)

@@ -4,8 +4,9 @@ A shadow has flows and counters of its own, and is attached nowhere. Over the li
 configuration it shares the maps that say it, and writes none of them.
 """
 
-from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+import itertools
+from collections.abc import Collection, Hashable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from bpf.kernel import Action, Instance, Sizes
 from reconciler import ids
 from reconciler.dataplane import State
 from reconciler.maps import PinnedMaps
+from reconciler.memory import Memory
 from reconciler.plan import plan
 from reconciler.verdicts import COUNTED
 
@@ -43,21 +45,48 @@ def of_state(
     shadow = Instance.unpinned("shadow", sizes_for(state, flows), path)
     try:
         PinnedMaps(shadow).apply(plan(state, State()))
-        shadow.maps.health.put_many(health.items())
+        _put(shadow.maps.health, health)
     except BaseException:
         shadow.close()
         raise
     return shadow
 
 
+def of_live(live: Instance, flows: int = SMALL) -> Instance:
+    """One over the live configuration, with health and overrides as they are at any moment."""
+    return live.shadow(sizes=replace(live.sizes(), **dict.fromkeys(FLOWS, flows)))
+
+
+def plant(shadow: Instance, memory: Memory, live: Mapping[int, int]) -> None:
+    """What the live program remembers of a packet's flow, and how many flows its backends have."""
+    for name, entries in memory.entries.items():
+        _put(shadow.maps[name], entries)
+    _put(shadow.maps.live, live)
+
+
+def _put(target: Any, entries: Mapping[Any, Any]) -> None:  # noqa: ANN401 -- any map
+    """As far as a smaller shadow has room for it."""
+    fits = (not target.array or key < target.max_entries for key in entries)
+    target.put_many(itertools.compress(entries.items(), fits))
+
+
 def sizes_for(state: State, flows: int = SMALL) -> Sizes:
+    """Room for every index in it, whatever gaps there are."""
     return Sizes(
-        frontends=len(state.frontends4) + len(state.frontends6) + len(state.frontends) + 2,
-        services=len(state.services) + 2,
-        pools=len(state.pools) + 2,
-        backends=max(len(state.backends), len(state.replies4), len(state.replies6)) + 2,
+        frontends=_room(state.frontends4, state.frontends6, range(_end(state.frontends))),
+        services=_end(state.services) + 1,
+        pools=_end(state.pools) + 1,
+        backends=max(_end(state.backends), len(state.replies4), len(state.replies6)) + 1,
         **dict.fromkeys(FLOWS, flows),
     )
+
+
+def _room(*content: Collection[Any]) -> int:
+    return sum(map(len, content)) + 1
+
+
+def _end(entries: Mapping[int, Any]) -> int:
+    return max(entries, default=0) + 1
 
 
 class Watched:

@@ -40,3 +40,6 @@ COUNTED = frozenset({
     Verdict.FORWARDED, Verdict.RETURNED, Verdict.RETURN_PASSED,
     Verdict.ICMP_FORWARDED, Verdict.ICMP_RETURNED,
 })  # fmt: skip
+
+# With these a frame leaves that is not what came in.
+SENT = COUNTED | {Verdict.ECHO_ANSWERED, Verdict.TOO_BIG_ANSWERED}
