@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 from bpf.kernel import Instance, KernelError, NotLoaded, Sizes, instances, teardown
 from bpf.pins import Pins, entries
 from readiness.manager import ServiceManager
+from reconciler import capacity, dry, shape, sources
 from reconciler import config as configuration
-from reconciler import dry, shape, sources
 from reconciler.board import Board
 from reconciler.commands import (
     apply,
@@ -30,6 +30,7 @@ from reconciler.commands import (
 )
 from reconciler.control import SOCKET, NotRunning, Refused, Requests
 from reconciler.counting import NAME as COUNTERS
+from reconciler.daemon import Daemon
 from reconciler.desk import Desk
 from reconciler.fifo import KEPT as ROLES
 from reconciler.follow import Follower
@@ -40,14 +41,13 @@ from reconciler.heart import Heart
 from reconciler.ids import NoRoom
 from reconciler.loop import (
     LOCK,
-    Daemon,
     NotConverged,
     Place,
     Reconciler,
     applied,
     writer,
 )
-from reconciler.model import Node
+from reconciler.model import Config, Node
 from reconciler.neigh import Neighbours
 from reconciler.observer import NAME as CONDITIONS
 from reconciler.observer import Observer
@@ -55,10 +55,11 @@ from reconciler.orders import Orders
 from reconciler.overrides import Unusable
 from reconciler.pair import Pair
 from reconciler.parts import node_problems
-from reconciler.problems import Rejected, did_you_mean
+from reconciler.problems import Problem, Rejected, did_you_mean
 from reconciler.release import outdated
 from reconciler.revision import SourceError
 from reconciler.source import Poke, Source
+from reconciler.standing import PARTLY, WHOLE
 from reconciler.start import (
     DONE,
     FAILED,
@@ -326,12 +327,17 @@ def _validate(path: Path, node: Node | None) -> str:
     """How its tests were run, if it has any."""
     text = content(path, "name the files to validate, or one with --config").decode()
     config = configuration.load(text, str(path))
-    if node and (found := node_problems(config, node)):
+    if node and (found := node_problems(config, node) or _too_large(config, node)):
         raise Rejected(str(path), found, text)
     tests = tried(config, node)
     if tests.problems:
         raise Rejected(str(path), tests.problems, text)
     return f"; {tests}" if tests.count else ""
+
+
+def _too_large(config: Config, node: Node) -> list[Problem]:
+    """What would stay blocked on this node."""
+    return capacity.problems(config, node, dry.room_of(node))
 
 
 def print_schema(options: argparse.Namespace) -> int:
@@ -348,7 +354,7 @@ def tear_down(options: argparse.Namespace) -> int:
     with writer(place):
         teardown(place.instance)
         ours = (COUNTERS, CONDITIONS, HEALTH, HEARTBEAT, ROLES, SOCKET, LOCK)
-        for name in ("targets.json", "applied.yaml", *ours):
+        for name in ("targets.json", WHOLE, PARTLY, *ours):
             (place.run_dir / name).unlink(missing_ok=True)
         sources.forget(place.state_dir)
     with suppress(OSError):  # healthcheck still runs here, or somebody's files are in it

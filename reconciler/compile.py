@@ -317,8 +317,10 @@ class _Compiler:
             (Where.REPLIES4, "backends"),
             (Where.REPLIES6, "backends"),
         ):
-            if (needed := _together(state[where], self._actual[where])) > self._room[what]:
-                raise NoRoom(what, needed, self._room[what])
+            present = self._actual[where]
+            if (needed := _together(state[where], present)) > self._room[what]:
+                lacking = state[where].keys() - present.keys()
+                raise NoRoom(what, needed, self._room[what], lacking)
 
 
 def _together(desired: Mapping[Any, Any], actual: Mapping[Any, Any]) -> int:

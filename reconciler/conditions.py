@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from reconciler.agreement import Peer
 
+PARTLY = "PartiallyApplied"
 STALE = 15.0  # seconds: healthcheck reports every five
 
 
@@ -69,6 +70,7 @@ class Observed:
     rejected: Trouble | None = None
     apply: Trouble | None = None
     refused: tuple[str, ...] = ()  # guardrails
+    blocked: tuple[str, ...] = ()  # services that could not be applied
     interfaces: tuple[str, ...] = ()  # as configured
     attached: tuple[str, ...] = ()
     outdated: Trouble | None = None  # what runs is not this version's program
@@ -122,6 +124,9 @@ def _ready(seen: Observed, sync: Condition, dataplane: Condition) -> Condition:
         return Condition(Type.READY, Holds.FALSE, reason, sync.message)
     if dataplane.status is not Holds.TRUE:
         return Condition(Type.READY, Holds.FALSE, dataplane.reason, dataplane.message)
+    if seen.blocked:  # all the others are forwarded: no reason to leave this node
+        message = f"not as the file says: {'; '.join(seen.blocked)}"
+        return Condition(Type.READY, Holds.TRUE, PARTLY, message)
     return Condition(Type.READY, Holds.TRUE, "Forwarding")
 
 
@@ -130,6 +135,8 @@ def _in_sync(seen: Observed) -> Condition:
         return Condition(Type.IN_SYNC, Holds.FALSE, seen.apply.reason, seen.apply.message)
     if seen.refused:
         return Condition(Type.IN_SYNC, Holds.FALSE, "RemovalsRefused", "; ".join(seen.refused))
+    if seen.blocked:
+        return Condition(Type.IN_SYNC, Holds.FALSE, PARTLY, "; ".join(seen.blocked))
     if seen.left:
         message = f"{seen.left} map entries that others changed are left as they are: see drift"
         return Condition(Type.IN_SYNC, Holds.FALSE, "DriftLeft", message)

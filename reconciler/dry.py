@@ -16,13 +16,13 @@ from pathlib import Path
 from bpf import abi
 from bpf.kernel import Instance, KernelError, NotLoaded, NotPermitted, Sizes, now_tick
 from reconciler import config as configuration
-from reconciler import durable, report, report_text, sources
+from reconciler import durable, report, report_text, sources, standing
 from reconciler.compile import Surroundings
 from reconciler.dataplane import State
 from reconciler.drain import leaving
 from reconciler.follow import Accepted
 from reconciler.look import Live, View, look
-from reconciler.loop import Place, applied, surroundings
+from reconciler.loop import Place, surroundings
 from reconciler.maps import PinnedMaps
 from reconciler.model import Config, Node
 from reconciler.neigh import Neighbours
@@ -58,7 +58,7 @@ def _coloured() -> bool:
 
 
 def _exit(view: View) -> int:
-    if view.refused:
+    if view.refused or view.blocked:
         return REFUSED
     return PENDING if view.ops else DONE
 
@@ -70,9 +70,9 @@ def _pending(options: argparse.Namespace) -> tuple[View, Plan]:
     node, place = node_of(options.node), place_of(options)
     source = sources.source_of(options, place.state_dir)
     accepted = follower_of(options, source, node, place).preview()
-    live, flows, meta = found(accepted.config, node, place)
+    live, flows, meta = found(accepted.config, node, place, accepted)
     view = look(accepted.config, node, live, allow_removals=options.allow_removals)
-    before = applied(place)
+    before = live.standing
     plan = report.describe(
         view,
         live,
@@ -81,19 +81,19 @@ def _pending(options: argparse.Namespace) -> tuple[View, Plan]:
         node.table_size,
         meta,
         accepted.revision.made,
-        apart=_apart(accepted, before, node, live, meta, place),
+        apart=_apart(accepted, view, node, live, meta),
         flows=flows,
     )
     tied = bound(options, accepted.revision, live.actual, allow_removals=options.allow_removals)
     return view, replace(plan, plan_id=tied.plan_id, bound=tied.document())
 
 
-def found(config: Config, node: Node, place: Place) -> Found:
+def found(config: Config, node: Node, place: Place, taken: Accepted | None = None) -> Found:
     """What is on this machine; where nothing was ever loaded, nothing."""
     with Neighbours() as neighbours:
         try:
             with Instance.open(place.instance, read_only=True) as instance:
-                return _read(instance, config, node, neighbours, place)
+                return _read(instance, config, node, neighbours, place, taken)
         except NotLoaded:
             return _nothing(config, node, neighbours), {}, None
         except (NotPermitted, PermissionError) as error:
@@ -102,17 +102,34 @@ def found(config: Config, node: Node, place: Place) -> Found:
 
 
 def _read(
-    instance: Instance, config: Config, node: Node, neighbours: Neighbours, place: Place
+    instance: Instance,
+    config: Config,
+    node: Node,
+    neighbours: Neighbours,
+    place: Place,
+    taken: Accepted | None,
 ) -> Found:
     dataplane = PinnedMaps(instance)
     actual = dataplane.read()
     settings = actual.settings.get(0)
     epoch = settings.hop_epoch if settings else 0
-    around = surroundings(neighbours, config, node, epoch, None, leaving(actual))
+    stood, meta = standing.read(place.run_dir, taken), instance.maps.meta.get(0)
+    also = leaving(actual) | standing.addresses(stood)
+    around = surroundings(neighbours, config, node, epoch, None, also)
     forced = in_force(OverrideFile(place.state_dir).read(), time.time())
     flows = dict(dataplane.flows())
-    live = Live(actual, dataplane.health(), around, dataplane.room(), forced, flows, now_tick())
-    return live, flows, instance.maps.meta.get(0)
+    live = Live(
+        actual,
+        dataplane.health(),
+        around,
+        dataplane.room(),
+        forced,
+        flows,
+        now_tick(),
+        stood.config if stood else None,
+        standing.is_of(stood, meta),
+    )
+    return live, flows, meta
 
 
 def _nothing(config: Config, node: Node, neighbours: Neighbours) -> Live:
@@ -127,29 +144,25 @@ def room_of(node: Node) -> dict[str, int]:
 
 def _apart(
     accepted: Accepted,
-    before: Config | None,
+    view: View,
     node: Node,
     live: Live,
     meta: abi.Meta | None,
-    place: Place,
 ) -> Apart | None:
     """What others changed, when the file is another one too: by what was applied last."""
-    if before is None or meta is None or not _applied_is(place, meta):
+    before = live.standing
+    if before is None or meta is None or not live.sure:
         return None
-    if bytes(meta.digest) == accepted.revision.digest:
+    if bytes(meta.digest) == accepted.revision.digest and before == view.config:
         return None
     restored = look(before, node, live, allow_removals=True)
     drift = tuple(report.drift(restored.ops, live.actual))
     if not drift:
-        return None
+        same = bytes(meta.digest) == accepted.revision.digest  # and parts of it are still to come
+        return Apart((), live.actual, view.held) if same else None
     mended = replace(live, actual=restored.held)
     after = look(accepted.config, node, mended, allow_removals=False)
     return Apart(drift, restored.held, after.held)
-
-
-def _applied_is(place: Place, meta: abi.Meta) -> bool:
-    """Whether the file that tells of names is the one that the maps were made from."""
-    return hashlib.sha256(place.applied.read_bytes()).digest() == bytes(meta.digest)
 
 
 def bound(

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from bpf import abi
 from bpf.link import Attachment
+from reconciler.admission import Blocked
 from reconciler.agreement import Peer
 from reconciler.conditions import Condition
 from reconciler.dataplane import State
@@ -123,6 +124,7 @@ class Facts:
     conditions: tuple[Condition, ...] = ()
     overrides: tuple[Override, ...] = ()
     refused: tuple[str, ...] = ()
+    blocked: tuple[Blocked, ...] = ()
     drift: tuple[str, ...] = ()
     suspends: tuple[Suspend, ...] = ()
     history: tuple[Past, ...] = ()

@@ -47,7 +47,7 @@ def guard(desired: State, actual: State, limits: Guardrails) -> tuple[State, lis
     backends = _backends(desired, actual, limits)
     held = desired
     if services.refused:
-        held = _with_services(held, actual)
+        held = with_services(held, actual, _gone(held.services, actual.services))
     if backends.refused:
         held = _with_backends(held, actual)
     return held, [finding for finding in (services, backends) if finding.removed]
@@ -85,9 +85,10 @@ def _gone(desired: Mapping[int, Any], actual: Mapping[int, Any]) -> set[int]:
     return {at for at, entry in actual.items() if entry.name not in names}
 
 
-def _with_services(desired: State, actual: State) -> State:
-    """The services that would go stay, with all that they reach."""
-    gone = _gone(desired.services, actual.services)
+def with_services(desired: State, actual: State, gone: set[int]) -> State:
+    """The services there that would go stay, with all that they reach."""
+    if not gone:
+        return desired
     numbers = {actual.services[at].id for at in gone}
     frontends = _taken(actual.frontends, lambda entry: entry.service in numbers)
     pools = {

@@ -24,6 +24,7 @@ log = logging.getLogger("reconciler")
 class Result(StrEnum):
     APPLIED = "applied"
     HELD = "held"  # applied but for removals that a guardrail refused
+    PARTLY = "partly"  # applied but for services that could not be
     FAILED = "failed"
 
 

@@ -19,7 +19,8 @@ Name = TypeVar("Name", bound=Hashable)
 class NoRoom(Exception):
     """A map is too small for the configuration."""
 
-    def __init__(self, what: str, needed: int, room: int) -> None:
+    def __init__(self, what: str, needed: int, room: int, lacking: Iterable[Hashable] = ()) -> None:
+        self.lacking = frozenset(lacking)  # those that got no place
         super().__init__(
             f"{needed} {what} do not fit: the map has room for {room}."
             f" Raise sizes.{what} in node.yaml, and tear the instance down to load it anew"
@@ -66,17 +67,15 @@ def assign(
     be it one of a name that has two: an apply was interrupted.
     """
     names = list(dict.fromkeys(wanted))
-    if len(names) > room - 1:
-        raise NoRoom(what, len(names), room - 1)
     unused = _unused({*taken, *map(index, known.values())}, free, room)
     ids: dict[Name, int] = {}
     for name in names:
         number = known.get(name, 0) if name not in replaced else 0
-        number = number or next(unused, 0)
-        if not number:
-            # Replacements need their own index until what they replace is gone.
-            raise NoRoom(what, len(names) + len(known.keys() - set(names)), room - 1)
-        ids[name] = number
+        ids[name] = number or next(unused, 0)
+    if lacking := [name for name, number in ids.items() if not number]:
+        # Replacements need their own index until what they replace is gone.
+        together = len(names) + len(known.keys() - set(names))
+        raise NoRoom(what, together, room - 1, lacking)
     return ids
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 
 from bpf import abi
 from reconciler import drain
-from reconciler.compile import Desired, Surroundings, compile_config
+from reconciler.admission import Blocks, admit, frozen
+from reconciler.compile import Desired, Surroundings
 from reconciler.dataplane import Op, State
 from reconciler.drain import Leaving
-from reconciler.guard import Finding, guard
+from reconciler.guard import Finding, guard, with_services
 from reconciler.linger import lingering
 from reconciler.memo import Memo
 from reconciler.model import Config, Guardrails, Node
@@ -35,6 +36,9 @@ class Live:
     overrides: Overrides = ()  # in force
     flows: Mapping[int, int] = field(default_factory=dict)  # live ones by backend's index
     now: int = 0  # tick
+    standing: Config | None = None  # what the maps were made from, as far as it is known
+    sure: bool = False  # whether the maps say that they were made from just that
+    failed: Blocks = field(default_factory=dict)  # what the kernel refused, and is not tried now
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,10 @@ class View:
     ops: tuple[Op, ...]
     drains: tuple[Leaving, ...] = ()
     next_end: float = math.inf  # seconds until a drain's deadline
+    config: Config = field(
+        default_factory=lambda: Config({}, {})
+    )  # what the maps will be made from
+    blocked: Blocks = field(default_factory=dict)  # services that are not what the file says
 
     @property
     def refused(self) -> bool:
@@ -64,17 +72,25 @@ def look(
     """With the memo of the last look, this one takes time for what has changed since."""
     memo = memo or Memo()
     memo.turn()
-    configured = compile_config(config, node, live.actual, live.around, live.room, live.now, memo)
-    desired = with_overrides(configured, live.overrides)
+    actual = live.actual
+    taken = admit(
+        config, live.standing, live.failed, node, actual, live.around, live.room, live.now, memo
+    )
+    desired = with_overrides(taken.desired, live.overrides)
     limits = UNLIMITED if allow_removals else config.guardrails
-    held, findings = guard(with_health(desired, live.health, memo), live.actual, limits)
-    held = lingering(held, live.actual, live.flows, live.now, desired.drains, live.around.hops)
+    wanted = with_health(desired, live.health, memo)
+    stay = frozen(taken.blocked, actual, config, live.standing, sure=live.sure)
+    wanted = with_services(wanted, actual, stay)
+    held, findings = guard(wanted, actual, limits)
+    held = lingering(held, actual, live.flows, live.now, desired.drains, live.around.hops)
     leaving = tuple(drain.under_way(held, live.flows))
     return View(
         desired,
         held,
         tuple(findings),
-        tuple(plan(held, live.actual)),
+        tuple(plan(held, actual)),
         leaving,
         drain.next_end(leaving, live.now),
+        taken.config,
+        taken.blocked,
     )

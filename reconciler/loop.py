@@ -17,35 +17,34 @@ from pathlib import Path
 from bpf import abi
 from bpf.kernel import Instance, KernelError, Mode, now_tick
 from bpf.pins import Pins
-from readiness.manager import ServiceManager
 from reconciler import config as configuration
-from reconciler import published
+from reconciler import published, standing
+from reconciler.admission import Why
+from reconciler.blame import concerned
 from reconciler.compile import Surroundings
 from reconciler.counting import Books
-from reconciler.dataplane import State
-from reconciler.desk import Desk
+from reconciler.dataplane import Remove
 from reconciler.drain import leaving
 from reconciler.drift import Seen, Vigil, differences, harmless
 from reconciler.follow import Accepted, Follower
 from reconciler.history import History, Result
-from reconciler.ids import NoRoom
 from reconciler.look import Live, View, look
-from reconciler.maps import PinnedMaps, unheard
+from reconciler.maps import PinnedMaps, Unwritten, unheard
 from reconciler.memo import Memo
 from reconciler.model import Address, Config, DriftPolicy, Node, Pool
 from reconciler.names import key_text
-from reconciler.neigh import Changes, Neighbours, failing
+from reconciler.neigh import Neighbours, failing
 from reconciler.overrides import Overrides, Unusable, in_force
 from reconciler.overriding import OverrideFile
 from reconciler.parts import node_problems
 from reconciler.pinning import pin_again
 from reconciler.plan import plan
 from reconciler.problems import SHOWN, Rejected
+from reconciler.retries import FIRST, Retries
 from reconciler.revision import Revision
-from reconciler.source import Poke, Source
 from reconciler.sources import STATE_ROOT
+from reconciler.standing import Standing
 from reconciler.trials import tried
-from reconciler.watching import Hint
 
 TICK = 1.0  # how long a change may go unnoticed when no event told of it
 VERIFY = 10.0  # how long a map may differ before it is read again; also between sweeps
@@ -70,11 +69,6 @@ class Place:
     def state_dir(self) -> Path:
         """What outlives a reboot: history, suspension, git mirror."""
         return self.state or STATE_ROOT / self.instance
-
-    @property
-    def applied(self) -> Path:
-        """The last file that was applied whole: names of what is in the maps."""
-        return self.run_dir / "applied.yaml"
 
 
 @contextmanager
@@ -109,11 +103,9 @@ def meaning(revision: Revision, node: Node) -> Config:
 
 
 def applied(place: Place) -> Config | None:
-    """The last configuration that was applied whole, when its file is still there."""
-    try:
-        return configuration.load(place.applied.read_text(), str(place.applied))
-    except (OSError, Rejected):
-        return None
+    """What the maps were made from, when its files are still there."""
+    found = standing.read(place.run_dir)
+    return found.config if found else None
 
 
 def surroundings(
@@ -153,6 +145,7 @@ class Reconciler:
         clock: Callable[[], float] = time.time,
         ticks: Callable[[], int] = now_tick,
         progress: Callable[[], None] = unheard,
+        uptime: Callable[[], float] = time.monotonic,
     ) -> None:
         self.instance = instance
         self.dataplane = PinnedMaps(instance, progress)
@@ -169,43 +162,89 @@ class Reconciler:
         self.vigil = Vigil(node.drift)
         self._verified = b""  # digest of what this process has once found to be in the maps
         self.unattached: KernelError | None = None  # why an interface has no program
+        self.retries = Retries()  # of services that the kernel refused
+        self._uptime = uptime
+        self._standing: Standing | None = None  # what is in the maps, once that is known
 
     def reconcile(self, accepted: Accepted, *, wait: float = 0, stale_hops: bool = False) -> View:
         """One pass: look, write what differs, read again, and let others know."""
-        self.drift = ()
-        actual = self.dataplane.read()
-        settings = actual.settings.get(0)
-        epoch = (settings.hop_epoch if settings else 0) + stale_hops
-        live = Live(
-            actual,
-            self.dataplane.health(),
-            self._surroundings(accepted.config, epoch, wait, leaving(actual)),
-            self.dataplane.room(),
-            self.overrides(),
-            self.dataplane.flows(),
-            self._ticks(),
-        )
+        self.drift, self._began = (), self._uptime()
+        live = self._live(accepted, wait, stale_hops=stale_hops)
         self._progress()
-        self._neighbours.doubt(failing(actual.backends, live.health))
-        allowed = self._allow_removals or accepted.allow_removals
-        view = look(accepted.config, self._node, live, allow_removals=allowed, memo=self._memo)
+        self._neighbours.doubt(failing(live.actual.backends, live.health))
+        view = self._look(accepted, live)
         self._progress()
         unpinned = pin_again(self.instance)
-        view, left = self._watched(view, actual, accepted.revision)
+        view, left = self._watched(view, live, accepted.revision)
         self.drift += tuple(f"map {name}: was not pinned any more" for name in unpinned)
         self.drift += self._detached(accepted.revision)
         if self.drift:
             log.warning("drift: %s", "; ".join(self.drift[:SHOWN]))
-        self.books.follow(view.desired)
-        self._apply(view, accepted.revision, left)
+        view = self._carry_out(view, accepted, live, left=left)
         self.unattached = self._attach()
-        self._tell(view, accepted)
+        self._tell(view, accepted, left=left)
         return view
 
     def _surroundings(
         self, config: Config, epoch: int, wait: float, also: Iterable[Address]
     ) -> Surroundings:
         return surroundings(self._neighbours, config, self._node, epoch, wait, also, self._memo)
+
+    def _live(self, accepted: Accepted, wait: float, *, stale_hops: bool) -> Live:
+        actual = self.dataplane.read()
+        settings = actual.settings.get(0)
+        epoch = (settings.hop_epoch if settings else 0) + stale_hops
+        self._standing = self._standing or standing.read(self._place.run_dir, accepted)
+        also = leaving(actual) | standing.addresses(self._standing)
+        return Live(
+            actual,
+            self.dataplane.health(),
+            self._surroundings(accepted.config, epoch, wait, also),
+            self.dataplane.room(),
+            self.overrides(),
+            self.dataplane.flows(),
+            self._ticks(),
+            self._standing.config if self._standing else None,
+            standing.is_of(self._standing, self.instance.maps.meta.get(0)),
+            self.retries.resting(self._began),
+        )
+
+    def _look(self, accepted: Accepted, live: Live) -> View:
+        allowed = self._allow_removals or accepted.allow_removals
+        return look(accepted.config, self._node, live, allow_removals=allowed, memo=self._memo)
+
+    def _carry_out(self, view: View, accepted: Accepted, live: Live, *, left: bool) -> View:
+        """Write it; what the kernel refuses of one service is left out, and the rest goes on."""
+        while True:
+            self.books.follow(view.desired)
+            try:
+                self._apply(view, accepted.revision, left)
+            except Unwritten as error:
+                if left or not self._rests(error, view, live):
+                    raise
+                live = replace(
+                    live,
+                    actual=self.dataplane.read(),
+                    failed=self.retries.resting(self._began),
+                )
+                view = self._look(accepted, live)
+            else:
+                self.retries.over(self._began)
+                return view
+
+    def _rests(self, error: Unwritten, view: View, live: Live) -> bool:
+        """Whether leaving out the services concerned may help."""
+        configs = filter(None, (view.config, live.standing))
+        names = concerned(error.op, (view.held, live.actual), configs)
+        log.error("%s: %s", ", ".join(sorted(names)) or "everything", error)
+        return self.retries.failed(names, str(error), self._began)
+
+    def due(self, view: View) -> float:
+        """Seconds until another pass may do what this one could not."""
+        crowded = any(why.why is Why.NO_ROOM for why in view.blocked.values())
+        freed = crowded and any(isinstance(op, Remove) for op in view.ops)
+        soon = FIRST if freed else VERIFY
+        return min(soon, view.next_end, self.retries.due(self._uptime()))
 
     def overrides(self) -> Overrides:
         """Those in force now. When their file says nothing sensible, the last that it said."""
@@ -215,16 +254,24 @@ class Reconciler:
             log.error("%s", error)  # noqa: TRY400
         return in_force(self._set, self._clock())
 
-    def _watched(self, view: View, actual: State, revision: Revision) -> tuple[View, bool]:
+    def _watched(self, view: View, live: Live, revision: Revision) -> tuple[View, bool]:
         """What others changed; and the view without repairing it, where it is to be left."""
         meta = self.instance.maps.meta.get(0)
         if meta is None or not self._was_applied(revision):
             self.vigil.anew()
             return view, False
-        left = self.vigil.look(differences(view.ops, actual), self._clock(), meta.applied_at)
+        actual, ops = live.actual, self._settled(view, live).ops
+        left = self.vigil.look(differences(ops, actual), self._clock(), meta.applied_at)
         if self._node.drift is not DriftPolicy.IGNORE:
             self.drift = tuple(map(in_words, self.vigil.seen))
         return (replace(view, ops=harmless(view.ops, actual)) if left else view), left
+
+    def _settled(self, view: View, live: Live) -> View:
+        """The view without what is only tried again now: nobody has changed that."""
+        stood = self._standing
+        if stood is None or not (stood.blocked or view.blocked) or stood.config == view.config:
+            return view
+        return look(stood.config, self._node, replace(live, failed={}), allow_removals=True)
 
     def _was_applied(self, revision: Revision) -> bool:
         """Whether the maps were made from just this, so that what differs is others' doing."""
@@ -289,14 +336,18 @@ class Reconciler:
             log.info("detached from %s", interface)
         return trouble
 
-    def _tell(self, view: View, accepted: Accepted) -> None:
+    def _tell(self, view: View, accepted: Accepted, *, left: bool) -> None:
         health = health_map(self.instance.name)
-        text = published.targets(
-            accepted.config, view.desired, self.instance.name, health, self._memo
-        )
+        text = published.targets(view.config, view.desired, self.instance.name, health, self._memo)
         published.publish(self._place.run_dir / "targets.json", text)
-        if not view.refused:
-            published.publish(self._place.applied, accepted.revision.text)
+        before = self._standing
+        if before is None or before.blocked != view.blocked:
+            for why in view.blocked.values():
+                log.error("%s", why)
+        if not left:
+            self._standing = standing.after(before, accepted.revision, view.config, view.blocked)
+        if not view.refused and self._standing is not None:
+            standing.write(self._place.run_dir, self._standing)
 
 
 def in_words(one: Seen) -> str:
@@ -323,122 +374,7 @@ def keep(reconciler: Reconciler, follower: Follower, outcome: View | Exception) 
     number = reconciler.generation(follower.accepted.revision)
     if isinstance(outcome, Exception):
         follower.applied(number, Result.FAILED, str(outcome))
+    elif outcome.blocked:
+        follower.applied(number, Result.PARTLY, "; ".join(map(str, outcome.blocked.values())))
     else:
         follower.applied(number, Result.HELD if outcome.refused else Result.APPLIED)
-
-
-def _make(state_dir: Path) -> None:
-    """There before anybody writes to it, so that it can be watched."""
-    try:
-        state_dir.mkdir(parents=True, exist_ok=True, mode=0o750)
-    except OSError as error:
-        log.error("no history is kept: %s", error)  # noqa: TRY400
-
-
-class Daemon:
-    """Looks when something happened, and every so often when nothing did."""
-
-    def __init__(
-        self,
-        reconciler: Reconciler,
-        source: Source,
-        follower: Follower,
-        place: Place,
-        desk: Desk,
-        manager: ServiceManager,
-    ) -> None:
-        self._reconciler, self._source = reconciler, source
-        self._place, self._desk, self._manager = place, desk, manager
-        self.follower = follower
-        self._seen: object = None
-        self._due = 0.0
-        self._swept = 0.0
-        self.stopping = False
-
-    def run(self, poke: Poke, neighbours: Neighbours) -> None:
-        _make(self._place.state_dir)
-        hint = Hint(self._folders, poke)
-        self._source.start(poke)
-        neighbours.follow(poke)
-        try:
-            while not self.stopping:
-                if self._desk.take():
-                    self._due = 0.0
-                rested, reloads = self._rests(), self._manager.reloads
-                self._follow_source(hint)
-                self._pass(neighbours)
-                self._sweep()
-                at_rest = rested and self._rests()
-                self._tell(at_rest=at_rest)
-                self._desk.report(self._manager, reloads if at_rest else 0)
-                poke.wait(min(self._desk.pace, self._source.due(), self._manager.pace))
-            self._manager.stopping("stopped; what is pinned goes on forwarding")
-        finally:
-            hint.close()
-            self._source.close()
-
-    def _folders(self) -> tuple[Path, ...]:
-        """Where something happens when the source or a suspension changes."""
-        return (*self._source.folders(), self._place.state_dir)
-
-    def _follow_source(self, hint: Hint) -> None:
-        hint.check()
-        self.follower.hinted(hint.trouble)
-        if self.follower.look():
-            self._due = 0.0
-
-    def _pass(self, neighbours: Neighbours) -> None:
-        """A look, when there is a reason for one."""
-        accepted = self.follower.accepted
-        if accepted is None:
-            return
-        seen = (
-            bytes(self._reconciler.instance.maps.health.view()),
-            neighbours.changes(),
-            self._reconciler.overrides(),
-        )
-        now = time.monotonic()
-        if seen == self._seen and now < self._due:
-            return
-        try:
-            view = self._reconciler.reconcile(
-                accepted, wait=0 if self._seen else PATIENCE, stale_hops=self._rerouted(seen)
-            )
-            self._desk.observer.saw(accepted.config, view)
-            unattached = self._reconciler.unattached
-            rest = TICK if unattached else min(VERIFY, view.next_end)
-            self._seen, self._due = seen, now + rest
-            if unattached:
-                log.error("%s", unattached)
-            self._went(accepted, unattached or view, now)
-        except (KernelError, NoRoom, NotConverged, OSError) as error:
-            log.error("%s", error)  # noqa: TRY400
-            self._went(accepted, error, now)
-
-    def _went(self, accepted: Accepted, outcome: View | Exception, began: float) -> None:
-        keep(self._reconciler, self.follower, outcome)
-        kept = self._reconciler.history.generations()
-        drift = self._reconciler.drift
-        self._desk.observer.watch(self._reconciler.vigil)
-        self._desk.went(accepted.config, outcome, time.monotonic() - began, kept, drift)
-
-    def _rests(self) -> bool:
-        """Asked before a look and after it: what comes in between is for the next one."""
-        return self._source.due() >= TICK
-
-    def _tell(self, *, at_rest: bool) -> None:
-        self._desk.tell(self.follower.following, self._reconciler.overrides(), at_rest=at_rest)
-
-    def _sweep(self) -> None:
-        """Expire flows, and count the living anew: evictions make the counts drift."""
-        if time.monotonic() < self._swept + VERIFY:
-            return
-        self._swept = time.monotonic()
-        try:
-            self._reconciler.instance.sweep()
-        except KernelError as error:
-            log.error("sweep: %s", error)  # noqa: TRY400
-
-    def _rerouted(self, seen: tuple[bytes, Changes, Overrides]) -> bool:
-        """Whether hops towards clients may be stale; after a start nobody knows."""
-        return not isinstance(self._seen, tuple) or self._seen[1].forget != seen[1].forget

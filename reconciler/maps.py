@@ -10,16 +10,24 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from bpf import abi
-from bpf.kernel import Instance, Map, TableMap
+from bpf.kernel import Instance, KernelError, Map, TableMap
 from bpf.rereading import Rereading
 from reconciler import ids
-from reconciler.dataplane import NUMBERED, Op, Put, State, Where
+from reconciler.dataplane import NUMBERED, Op, Put, Remove, State, Where
 
 PLAIN = (Where.SETTINGS, Where.REPLIES4, Where.REPLIES6, Where.FRONTENDS4, Where.FRONTENDS6)
 
 
 def unheard() -> None:
     """For whoever does not ask how far it is."""
+
+
+class Unwritten(KernelError):
+    """One operation that the kernel refused; those before it are done, and none after it."""
+
+    def __init__(self, op: Op, error: KernelError) -> None:
+        super().__init__(str(error))
+        self.op = op
 
 
 class PinnedMaps:
@@ -47,12 +55,27 @@ class PinnedMaps:
 
     def apply(self, ops: Iterable[Op]) -> None:
         """Operations on the same map that follow each other become one batch."""
-        for (kind, where), batch in itertools.groupby(ops, key=lambda op: (type(op), op.where)):
-            if kind is Put:
-                self._put(where, [(op.key, op.value) for op in batch if isinstance(op, Put)])
-            else:
-                self._remove(where, [op.key for op in batch])
+        for (_, where), batch in itertools.groupby(ops, key=lambda op: (type(op), op.where)):
+            together = list(batch)
+            try:
+                self._batch(where, together)
+            except KernelError:
+                self._singly(where, together)
             self._progress()
+
+    def _singly(self, where: Where, ops: Iterable[Op]) -> None:
+        """The same once more, to learn which of them the kernel refuses."""
+        for op in ops:
+            try:
+                self._batch(where, [op])
+            except KernelError as error:
+                raise Unwritten(op, error) from error
+
+    def _batch(self, where: Where, ops: list[Op]) -> None:
+        if puts := [(op.key, op.value) for op in ops if isinstance(op, Put)]:
+            self._put(where, puts)
+        if keys := [op.key for op in ops if isinstance(op, Remove)]:
+            self._remove(where, keys)
 
     def health(self) -> Mapping[int, abi.Health]:
         return self._health.read()

@@ -228,6 +228,9 @@ def _operators(status: Status) -> Iterator[str]:
         "refused_removals", "Guardrails that hold removals back.", [({}, len(status.refused))]
     )
     yield from _metric(
+        "blocked_services", "Services that are not what the file says.", [({}, len(status.blocked))]
+    )
+    yield from _metric(
         "suspended", "Whether the source is not followed.", [({}, bool(status.suspends))]
     )
     yield from _metric(

@@ -16,6 +16,7 @@ from pathlib import Path
 from bpf.kernel import Instance, KernelError, Sizes, now_tick
 from bpf.record import version
 from reconciler import conditions, counting, published, release
+from reconciler.admission import Blocked
 from reconciler.board import Board
 from reconciler.conditions import Condition, Holds, Observed, Trouble, Type
 from reconciler.counting import Books
@@ -61,6 +62,7 @@ class Observer:
         self._config: Config | None = None
         self._state, self._roster = State(), Roster()
         self._refused: tuple[str, ...] = ()
+        self._blocked: tuple[Blocked, ...] = ()
         self._converged = False
         self.verified = False  # a pass of this process found the maps to be what they are to be
         self._apply: Trouble | None = None
@@ -91,9 +93,10 @@ class Observer:
     def passed(self, config: Config, view: View, seconds: float) -> None:
         self.saw(config, view)
         self._refused = tuple(str(finding) for finding in view.findings if finding.refused)
+        self._blocked = tuple(why for _, why in sorted(view.blocked.items()))
         self._converged, self._apply = True, None
         self._writes += len(view.ops)
-        self._count("refused" if view.refused else "applied" if view.ops else "unchanged", seconds)
+        self._count(_result(view), seconds)
 
     def failed(self, error: Exception, seconds: float) -> None:
         """The maps are what they were, or something between that and what they are to be."""
@@ -158,6 +161,7 @@ class Observer:
             daemon=self._daemon(),
             overrides=overrides,
             refused=self._refused,
+            blocked=self._blocked,
             drift=self._drift,
             suspends=suspends(following.suspension),
             history=self.history,
@@ -172,6 +176,7 @@ class Observer:
             rejected=following.rejected,
             apply=self._apply,
             refused=self._refused,
+            blocked=tuple(map(str, self._blocked)),
             interfaces=tuple(self._node.interfaces),
             attached=tuple(one.interface for one in facts.attached),
             outdated=release.outdated(self._instance, Sizes(**self._node.sizes)),
@@ -226,7 +231,7 @@ class Observer:
         if self._apply is not None:
             return "failed"
         if is_applied:
-            return "held" if self._refused else "applied"
+            return "held" if self._refused else "partly" if self._blocked else "applied"
         return "suspended" if following.suspension else "pending"
 
     def _daemon(self) -> Daemon:
@@ -239,6 +244,14 @@ class Observer:
             map_writes=self._writes,
             drift_found=self._drifted,
         )
+
+
+def _result(view: View) -> str:
+    if view.refused:
+        return "refused"
+    if view.blocked:
+        return "partly"
+    return "applied" if view.ops else "unchanged"
 
 
 def _fight(fought: tuple[Difference, ...]) -> str:

@@ -131,7 +131,7 @@ def describe(
         live_digest=bytes(meta.digest).hex() if meta is not None else "",
         changes=changes,
         drift=apart.drift,
-        guards=(*map(_guard, view.findings), *_room(view, live)),
+        guards=(*map(_guard, view.findings), *_blocked(view), *_room(view, live)),
         writes=_count(view.ops, removals=False),
         deletes=_count(view.ops, removals=True),
         live_flows=sum(map(_live_flows, changes)),
@@ -153,6 +153,12 @@ def _told_apart(view: View, actual: State, meta: abi.Meta | None, digest: bytes)
 
 def _guard(finding: Finding) -> Guard:
     return Guard(finding.setting, finding.refused, str(finding))
+
+
+def _blocked(view: View) -> Iterator[Guard]:
+    """Services that stay what they are, or absent; the others are applied."""
+    for _, why in sorted(view.blocked.items()):
+        yield Guard("blocked", refused=True, text=str(why))
 
 
 def _room(view: View, live: Live) -> Iterator[Guard]:

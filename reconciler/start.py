@@ -6,6 +6,7 @@ from pathlib import Path
 
 from reconciler import node as nodes
 from reconciler import sources
+from reconciler.admission import Why
 from reconciler.follow import Accepted, Follower
 from reconciler.loop import PATIENCE, Place, Reconciler, keep, meaning
 from reconciler.model import Node
@@ -66,4 +67,8 @@ def once(reconciler: Reconciler, accepted: Accepted, follower: Follower) -> int:
         raise reconciler.unattached
     for finding in view.findings:
         print(f"guardrail: {finding}", file=sys.stderr)  # noqa: T201 -- for who ran it
-    return REFUSED if view.refused else DONE
+    for _, why in sorted(view.blocked.items()):
+        print(f"not applied: {why}", file=sys.stderr)  # noqa: T201
+    if any(why.why is Why.REFUSED for why in view.blocked.values()):
+        return FAILED
+    return REFUSED if view.refused or view.blocked else DONE

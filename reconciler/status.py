@@ -137,6 +137,15 @@ class OverrideStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockedStatus:
+    """A service that is not what the file says: it stays what it was, or absent."""
+
+    service: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class ConditionStatus:
     type: str
     status: str
@@ -196,6 +205,7 @@ class Status:
     cpus: tuple[CpuStatus, ...]
     latency: tuple[int, ...]  # packets measured, by log2 of ns
     refused: tuple[str, ...]
+    blocked: tuple[BlockedStatus, ...]
     drift: tuple[str, ...]
     drains: tuple[Drain, ...]
     overrides: tuple[OverrideStatus, ...]
@@ -259,6 +269,7 @@ def build(facts: Facts) -> Status:
         cpus=_cpus(facts),
         latency=facts.reading.latency,
         refused=facts.refused,
+        blocked=tuple(BlockedStatus(b.service, b.why, b.message) for b in facts.blocked),
         drift=facts.drift,
         drains=tuple(_drains(facts)),
         overrides=tuple(map(_override, facts.overrides)),

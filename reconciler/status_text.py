@@ -24,6 +24,10 @@ def render(status: Document, *, colour: bool = False) -> str:
         _verdicts(status),
         _listed("drift", status["drift"]),
         _listed("refused by guardrails", status["refused"]),
+        _listed(
+            "services that could not be applied",
+            [f"{one['service']} ({one['reason']}): {one['message']}" for one in status["blocked"]],
+        ),
         _drains(status),
         _overrides(status),
         _suspends(status),

@@ -22,6 +22,7 @@ from reconciler.model import Config, Node, Packet, Proto
 from reconciler.names import Names
 from reconciler.packet.build import SYN, flags_of, frame
 from reconciler.shadows import Watched
+from reconciler.standing import WHOLE
 from reconciler.start import DONE, FAILED, USAGE, node_of
 from reconciler.supposing import NoSuchBackend, Supposed
 
@@ -193,7 +194,9 @@ def _of_plan(
     before = applied(place)
     config = _loaded(path, node) if path else before
     if config is None:
-        raise KernelError(f"{place.applied}: not there, so names are not known: add --config FILE")
+        raise KernelError(
+            f"{place.run_dir / WHOLE}: not there, so names are not known: add --config FILE"
+        )
     found, _, _ = dry.found(config, node, place)
     view, health, notes = supposing.view(config, node, found, supposed)
     names = Names.of((before, config), node.table_size, found.actual, view.held)

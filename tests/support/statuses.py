@@ -8,6 +8,7 @@ from bpf import abi
 from bpf.link import Attachment, Mode
 from reconciler import config as configuration
 from reconciler import ids
+from reconciler.admission import Blocked, Why
 from reconciler.agreement import Identity, Peer
 from reconciler.conditions import Condition, Observed, Trouble, follow, judge
 from reconciler.dataplane import State
@@ -96,6 +97,7 @@ def facts() -> Facts:
         conditions=conditions(),
         overrides=overrides,
         refused=("3 of 4 backends would be removed: refused",),
+        blocked=(Blocked("shop", Why.NO_ROOM, "12 more backends do not fit"),),
         drift=("backends entry 2: different",),
         suspends=(Suspend("router is replaced", "alice", Moment(NOW), Moment(NOW + 60)),),
         vrrp=Vrrp(running=True, instances=(Role("edge", RoleState.BACKUP, 145, NOW - 30),)),
