@@ -298,6 +298,7 @@ class Engine:
             attempt.close()  # which takes the socket out of the epoll set too, unless it is kept
             self._room += 1
             latency = now - watch.started
+            watch.started = watch.deadline = 0.0  # one number for all that rest
         self.tally.probes += 1
         if result.outcome is _NEUTRAL:
             self.tally.own_trouble += 1

@@ -77,7 +77,7 @@ class Fleet:
         self._verdicts: Verdicts | None = None
         self._members: list[Member] = []
         self._watches: dict[Subject, Watch] = {}
-        self._audience: dict[Watch, list[Member]] = {}
+        self._audience: dict[Watch, tuple[Member, ...]] = {}
         self._unwritten: dict[int, Verdict] = {}
         self._ramping: set[int] = set()  # ids of backends with less than their whole share
         self._report = Report(instance)
@@ -240,7 +240,7 @@ class Fleet:
             self.engine.forget(self._watches.pop(subject))
         for subject in audience.keys() - self._watches.keys():
             self._watches[subject] = self._begin(subject)
-        self._audience = {self._watches[subject]: heard for subject, heard in audience.items()}
+        self._audience = {self._watches[one]: tuple(heard) for one, heard in audience.items()}
         for watch in self._audience:
             self._pace(watch)
 

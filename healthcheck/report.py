@@ -40,7 +40,7 @@ class Report:
         self._instance = instance
         self._members: Sequence[Member] = ()
         self._parts: list[bytes] = []
-        self._stale: deque[Member] = deque()
+        self._fresh = 0  # so many, from the first one on, were made since the last refresh
         self._urgent: deque[Member] = deque()
 
     def follow(self, members: Sequence[Member]) -> None:
@@ -49,7 +49,7 @@ class Report:
         for number, member in enumerate(members):
             member.place = number
         self._parts = [b""] * len(members)
-        self._stale = deque(members)
+        self._fresh = 0
         self._urgent.clear()
 
     def touch(self, member: Member) -> None:
@@ -58,22 +58,26 @@ class Report:
 
     def refresh(self) -> None:
         """All over again, when it is convenient."""
-        self._stale.extend(self._members)
+        self._fresh = 0
 
     def told(self, limit: int = SLICE) -> bool:
         """Makes some parts anew that are news; whether the report has them all."""
-        self._renew(self._urgent, limit)
+        for _ in range(min(limit, len(self._urgent))):
+            self._make(self._urgent.popleft())
         return not self._urgent
 
     def step(self, limit: int = SLICE) -> bool:
         """Makes some parts anew; whether all are fresh."""
-        self._renew(self._urgent or self._stale, limit)
-        return not (self._stale or self._urgent)
+        if self._urgent:
+            return self.told(limit) and self._fresh == len(self._members)
+        following = self._fresh + limit
+        for member in self._members[self._fresh : following]:
+            self._make(member)
+        self._fresh = min(following, len(self._members))
+        return self._fresh == len(self._members)
 
-    def _renew(self, members: deque[Member], limit: int) -> None:
-        for _ in range(min(limit, len(members))):
-            member = members.popleft()
-            self._parts[member.place] = _encoded(_backend(member))
+    def _make(self, member: Member) -> None:
+        self._parts[member.place] = _encoded(_backend(member))
 
     def text(self, conditions: Sequence[Condition], tally: Tally, now: float) -> Iterator[bytes]:
         """The parts as they are; those never made are made now. In pieces: as one, it would be there three times."""

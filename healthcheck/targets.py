@@ -112,9 +112,14 @@ class _Shared:
 
     def __init__(self) -> None:
         self._seen: dict[str, dict[str, Any]] = {}
+        self._ports: dict[int, int] = {}
 
     def one(self, read: dict[str, Any]) -> dict[str, Any]:
-        return self._seen.setdefault(repr(read), read) if "every" in read else read
+        if "every" in read:
+            return self._seen.setdefault(repr(read), read)
+        if isinstance(port := read.get("port"), int):  # one number object for all of them
+            read["port"] = self._ports.setdefault(port, port)
+        return read
 
 
 def _backends(entries: list[object]) -> tuple[Backend, ...]:

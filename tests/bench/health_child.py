@@ -14,24 +14,33 @@ from pathlib import Path
 
 from healthcheck.checker import Engine, Watch
 from healthcheck.fleet import STEP, Fleet
+from healthcheck.health import State
 from healthcheck.stock import Stock
 from healthcheck.verdicts import Verdict, Verdicts
 
+_BY_STATE = list(State)
+_VERDICTS = {state: Verdict(state) for state in State}
+
 
 class Memory:
-    """A map, and when each batch of it was written."""
+    """A map, and when each batch of it was written. A byte an entry: the kernel's is not the checker's memory either."""
 
     def __init__(self) -> None:
-        self.entries: dict[int, Verdict] = {}
+        self.entries = bytearray(1 << 16)
         self.written: list[tuple[float, int]] = []
 
     def read(self) -> dict[int, Verdict]:
-        return dict(self.entries)
+        return {n: _VERDICTS[_BY_STATE[said]] for n, said in enumerate(self.entries) if said}
 
     def write(self, verdicts: Iterable[tuple[int, Verdict]]) -> None:
-        batch = dict(verdicts)
-        self.entries |= batch
-        self.written.append((time.monotonic(), len(batch)))
+        count = 0
+        for number, verdict in verdicts:
+            self.entries[number] = _BY_STATE.index(verdict.state)
+            count += 1
+        self.written.append((time.monotonic(), count))
+
+    def count(self, state: State) -> int:
+        return self.entries.count(_BY_STATE.index(state))
 
     def close(self) -> None: ...
 
@@ -56,15 +65,14 @@ def resident() -> int:
 
 
 def figures(fleet: Fleet, memory: Memory, began: float, base: int) -> dict[str, object]:
-    states = [entry.state.value for entry in memory.entries.values()]
     late = sorted(getattr(fleet.engine, "lateness", []))
     return {
         "clock": time.monotonic(),
         "cpu": time.process_time(),
         "probes": fleet.engine.tally.probes,
         "own_trouble": fleet.engine.tally.own_trouble,
-        "up": states.count("up"),
-        "down": states.count("down"),
+        "up": memory.count(State.UP),
+        "down": memory.count(State.DOWN),
         "resident": resident(),
         "base": base,
         "began": began,
