@@ -51,11 +51,11 @@ class Memory:
 class Timed(Engine):
     """Measures how late probes begin."""
 
-    lateness: list[float]
+    waits: list[float]
 
     def _start(self, watch: Watch, now: float) -> None:
         if watch.due:
-            self.lateness.append(self.clock() - watch.due)
+            self.waits.append(self.clock() - watch.due)
         super()._start(watch, now)
 
 
@@ -65,7 +65,7 @@ def resident() -> int:
 
 
 def figures(fleet: Fleet, memory: Memory, began: float, base: int) -> dict[str, object]:
-    late = sorted(getattr(fleet.engine, "lateness", []))
+    late = sorted(getattr(fleet.engine, "waits", []))
     return {
         "clock": time.monotonic(),
         "cpu": time.process_time(),
@@ -90,7 +90,7 @@ async def run(targets: Path, *, timed: bool, recycle: bool) -> None:
     )
     if timed:
         fleet.engine.__class__ = Timed
-        fleet.engine.lateness = []  # type: ignore[attr-defined]
+        fleet.engine.waits = []  # type: ignore[attr-defined]
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     fleet.engine.attach(loop)
     fleet.look()
@@ -106,7 +106,7 @@ async def run(targets: Path, *, timed: bool, recycle: bool) -> None:
             print(json.dumps(figures(fleet, memory, began, base)), flush=True)
             memory.written.clear()
             if timed:
-                fleet.engine.lateness.clear()  # type: ignore[attr-defined]
+                fleet.engine.waits.clear()  # type: ignore[attr-defined]
         else:
             stop.set()
 
