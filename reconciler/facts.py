@@ -30,6 +30,32 @@ class Moment(float):
 
 
 @dataclass(frozen=True, slots=True)
+class Probes:
+    """Results of a backend's check, as healthcheck counts them, across its restarts."""
+
+    passed: int = 0
+    failed: int = 0
+    neutral: int = 0  # healthcheck's own trouble: not counted for or against
+    flips: int = 0
+    reasons: Mapping[str, int] = field(default_factory=dict)  # of those that did not pass
+
+
+NO_PROBES = Probes()
+
+
+@dataclass(frozen=True, slots=True)
+class Checker:
+    """What health.json says about healthcheck itself."""
+
+    at: Moment
+    probes: int = 0
+    own_trouble: int = 0
+    stalls: int = 0
+    late: int = 0
+    lateness_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Checked:
     """What health.json says about a backend."""
 
@@ -38,6 +64,7 @@ class Checked:
     reason: str
     detail: str
     latency_ms: float | None
+    probes: Probes = NO_PROBES
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +139,7 @@ class Facts:
     roster: Roster
     health: Mapping[int, abi.Health] = field(default_factory=dict)
     checked: Mapping[int, Checked] = field(default_factory=dict)  # by backend id
+    checker: Checker | None = None  # None: there is no health.json
     reading: Reading = field(default_factory=Reading)
     earlier: Reading = field(default_factory=Reading)
     services: Ledger = field(default_factory=Ledger)

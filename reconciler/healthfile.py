@@ -7,19 +7,19 @@ checker is alive at all.
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from reconciler.facts import Checked, Moment
+from reconciler.facts import Checked, Checker, Moment, Probes
 
 NAME = "health.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    at: float
+    checker: Checker
     troubles: tuple[str, ...] = ()
     backends: Mapping[int, Checked] = field(default_factory=dict)  # by id
 
@@ -49,7 +49,7 @@ class HealthFile:
 
 def parse(content: Mapping[str, Any]) -> Report:
     return Report(
-        at=_time(content["published_at"]),
+        checker=Checker(_time(content["published_at"]), **_known(Checker, content["checker"])),
         troubles=tuple(f"{one['type']}: {one['message']}" for one in content["conditions"]),
         backends={entry["id"]: _backend(entry) for entry in content["backends"]},
     )
@@ -66,7 +66,13 @@ def _backend(entry: Mapping[str, Any]) -> Checked:
         reason=str(last.get("reason", "")),
         detail=str(last.get("detail", "")),
         latency_ms=last.get("latency_ms"),
+        probes=Probes(**_known(Probes, entry["counters"])),
     )
+
+
+def _known(kind: type[Any], counted: Mapping[str, Any]) -> dict[str, Any]:
+    """As far as this release knows it: the other daemon may be older or newer."""
+    return {one.name: counted[one.name] for one in fields(kind) if one.name in counted}
 
 
 def _time(text: str) -> Moment:

@@ -7,6 +7,7 @@ the daemon does not set one back. Labels are names of the configuration, never i
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from reconciler.facts import Checker
 from reconciler.rates import Count, Tally
 from reconciler.status import BackendStatus, Status
 from reconciler.vrrp import State
@@ -45,6 +46,8 @@ def render(
         *_services(status),
         *_pools(status),
         *_backends(status),
+        *_checks(status),
+        *_checker(status.checker),
         *_conditions(status),
         *_operators(status),
         *_vrrp(status),
@@ -197,6 +200,70 @@ def _backends(status: Status) -> Iterator[str]:
     for name, what, value in _OF_BACKENDS:
         samples = ((labels, value(one)) for labels, one in backends)
         yield from _metric(name, what, [(labels, n) for labels, n in samples if n is not None])
+
+
+# ---- what healthcheck found
+
+
+def _checks(status: Status) -> Iterator[str]:
+    """Of backends that were probed. Counters are healthcheck's, which keeps them across its restarts."""
+    probed = [
+        ({"pool": pool.name, "backend": one.name}, one.health)
+        for pool in status.pools
+        for one in pool.backends
+        if one.health.check
+    ]
+    yield from _metric(
+        "backend_checks_total",
+        "Results: passed, failed, or neutral when the trouble was the checker's own.",
+        [
+            ({**labels, "result": result}, getattr(health.probes, result))
+            for labels, health in probed
+            for result in ("passed", "failed", "neutral")
+        ],
+    )
+    yield from _metric(
+        "backend_check_reasons_total",
+        "Results that did not pass, by why.",
+        [
+            ({**labels, "reason": reason}, count)
+            for labels, health in probed
+            for reason, count in sorted(health.probes.reasons.items())
+        ],
+    )
+    yield from _metric(
+        "backend_health_changes_total",
+        "Verdicts that became another, the first included.",
+        [(labels, health.probes.flips) for labels, health in probed],
+    )
+    yield from _metric(
+        "backend_health_since_timestamp_seconds",
+        "Since when the verdict is what it is.",
+        [(labels, health.since) for labels, health in probed if health.since is not None],
+    )
+
+
+_OF_THE_CHECKER = (
+    ("probes_total", "Results of any kind.", "probes"),
+    ("own_trouble_total", "Results that say nothing about a backend: the trouble was its own.", "own_trouble"),
+    ("stalls_total", "Times that it did not run for more than a quarter of a second.", "stalls"),
+    ("late_probes_total", "Probes that began more than an interval after they were due.", "late"),
+)  # fmt: skip
+
+
+def _checker(checker: Checker | None) -> Iterator[str]:
+    if checker is None:
+        return
+    for name, what, field in _OF_THE_CHECKER:
+        yield from _metric(f"checker_{name}", what, [({}, getattr(checker, field))])
+    yield from _metric(
+        "checker_lateness_seconds",
+        "The longest that a probe began after it was due, since the report before.",
+        [({}, checker.lateness_ms / 1000)],
+    )
+    yield from _metric(
+        "checker_report_timestamp_seconds", "When it last reported.", [({}, checker.at)]
+    )
 
 
 # ---- what is said about it

@@ -17,7 +17,18 @@ from reconciler import drain, ids
 from reconciler.agreement import Peer
 from reconciler.conditions import Condition, Holds
 from reconciler.encode import TICK
-from reconciler.facts import Attempt, Checked, Daemon, Facts, Moment, Past, Program, Suspend
+from reconciler.facts import (
+    Attempt,
+    Checked,
+    Checker,
+    Daemon,
+    Facts,
+    Moment,
+    Past,
+    Probes,
+    Program,
+    Suspend,
+)
 from reconciler.model import Address, Backend, Pool
 from reconciler.names import address_of
 from reconciler.overrides import Override
@@ -52,6 +63,7 @@ class Health:
     check: str
     latency_ms: float | None
     ramp: int  # of 255
+    probes: Probes
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +212,7 @@ class Status:
     conditions: tuple[ConditionStatus, ...]
     services: tuple[ServiceStatus, ...]
     pools: tuple[PoolStatus, ...]
+    checker: Checker | None
     live_flows: int
     verdicts: tuple[VerdictStatus, ...]
     cpus: tuple[CpuStatus, ...]
@@ -264,6 +277,7 @@ def build(facts: Facts) -> Status:
         conditions=tuple(map(_condition, facts.conditions)),
         services=_services(facts, {pool.name: pool for pool in pools}),
         pools=pools,
+        checker=facts.checker,
         live_flows=sum(facts.reading.live.values()),
         verdicts=_verdicts(facts),
         cpus=_cpus(facts),
@@ -411,6 +425,7 @@ def _health(facts: Facts, number: int) -> Health:
         check=told.check,
         latency_ms=told.latency_ms,
         ramp=mine.ramp if mine else 0,
+        probes=told.probes,
     )
 
 

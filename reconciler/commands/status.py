@@ -104,6 +104,7 @@ def read(instance: Instance, place: Place) -> Facts:
         roster=Roster.recovered(config, state) if config else Roster(),
         health=dict(instance.maps.health.items()),
         checked=report.backends if report else {},
+        checker=report.checker if report else None,
         reading=reading,
         earlier=reading,
         services=books.services,

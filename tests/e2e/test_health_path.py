@@ -15,6 +15,7 @@ import pytest
 from bpf import kernel
 from bpf.abi import HealthState
 from tests.support.balancer import BACKEND_PORT, PORT, Balancer
+from tests.support.exposition import samples
 from tests.support.lab import ROOT, SERVICE
 from tests.support.traffic import Connection
 from tests.support.wait import until
@@ -156,6 +157,9 @@ def test_one_of_five_dies_under_load_and_comes_back_slowly(balancer: Checked) ->
         assert [flow.get().backend for flow, _ in stayed] == [who for _, who in stayed]
         until(lambda: balancer.states().get("b3") == "down", what="health.json says so")
         assert balancer.report()["b3"]["last"]["reason"] == "refused"
+        refused = 'evenkeel_backend_check_reasons_total{pool="web",backend="b3",reason="refused"}'
+        until(lambda: samples(balancer.http("/metrics")[1]).get(refused, 0) >= 2, what="the metric")
+        assert "up -> down: refused" in (balancer.folder / "checker.log").read_text()
 
         balancer.lab.serve(balancer.lab.backends[2], BACKEND_PORT)
         ramps = []

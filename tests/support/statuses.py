@@ -12,7 +12,18 @@ from reconciler.admission import Blocked, Why
 from reconciler.agreement import Identity, Peer
 from reconciler.conditions import Condition, Observed, Trouble, follow, judge
 from reconciler.dataplane import State
-from reconciler.facts import Attempt, Checked, Daemon, Facts, Moment, Past, Program, Suspend
+from reconciler.facts import (
+    Attempt,
+    Checked,
+    Checker,
+    Daemon,
+    Facts,
+    Moment,
+    Past,
+    Probes,
+    Program,
+    Suspend,
+)
 from reconciler.ledger import Account, Ledger
 from reconciler.overrides import Forced, Override
 from reconciler.parts import PoolKey, parts_of
@@ -75,9 +86,13 @@ def facts() -> Facts:
             3: abi.Health(id=WEB3, state=abi.HealthState.UP, ramp=255),
         },
         checked={
-            WEB1: Checked("alive", Moment(NOW - 90), "connect-timeout", "no answer within 1 s", 1000.0),
+            WEB1: Checked(
+                "alive", Moment(NOW - 90), "connect-timeout", "no answer within 1 s", 1000.0,
+                Probes(900, 5, 1, 3, {"refused": 2, "connect-timeout": 3, "own-trouble": 1}),
+            ),
             WEB2: Checked("alive", Moment(NOW - 9000), "connected", "", 0.8),
         },
+        checker=Checker(Moment(NOW - 2), 2000, 1, 1, 4, 12.5),
         reading=reading(at=10, scale=3, live=live),
         earlier=reading(at=5, scale=1, live=live),
         services=Ledger({1: Account("www/ipv4")}, {"old": Count(packets=9)}),

@@ -41,6 +41,11 @@ def found() -> dict[str, float]:
         ('evenkeel_backend_healthy{pool="web",backend="web2"}', 1),
         ('evenkeel_backend_live_flows{pool="web",backend="web2"}', 5),
         ('evenkeel_backend_check_seconds{pool="web",backend="web1"}', 1),
+        ('evenkeel_backend_checks_total{pool="web",backend="web1",result="failed"}', 5),
+        ('evenkeel_backend_check_reasons_total{pool="web",backend="web1",reason="refused"}', 2),
+        ('evenkeel_backend_health_changes_total{pool="web",backend="web1"}', 3),
+        ("evenkeel_checker_own_trouble_total", 1),
+        ("evenkeel_checker_lateness_seconds", 0.0125),
         ('evenkeel_pool_usable_backends{pool="web"}', 1),
         ('evenkeel_service_serving{service="www",pool="web"}', 1),
         ("evenkeel_live_flows", 10),
@@ -104,6 +109,13 @@ def test_board_and_alerts_use_metrics_that_there_are(file: str) -> None:
     there = names(rendered(facts()))
     assert len(used) > 2
     assert used - there == set()
+
+
+def test_what_can_be_counted_is_on_the_board() -> None:
+    """Whoever adds a metric of checks shows it too, or says here why not."""
+    there = {name for name in names(rendered(facts())) if "check" in name}
+    shown = set(METRIC.findall((GRAFANA / "evenkeel.json").read_text()))
+    assert there - shown == {"evenkeel_checker_report_timestamp_seconds"}, "a condition says it"
 
 
 def test_the_board_is_one_that_grafana_imports() -> None:
