@@ -200,7 +200,10 @@ class Map(Generic[K, V]):
     def raw(self) -> list[tuple[bytes, bytes]]:
         """All keys and all values, batch by batch."""
         return [
-            (keys.raw[: count * self.key.size], values.raw[: count * self.value_size])
+            (
+                bytes(memoryview(keys)[: count * self.key.size]),
+                bytes(memoryview(values)[: count * self.value_size]),
+            )
             for keys, values, count in self._batches(self.value_size)
         ]
 

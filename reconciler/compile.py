@@ -16,7 +16,7 @@ from reconciler.dataplane import State, Where
 from reconciler.drain import Policies
 from reconciler.entangle import Replaced, entangled
 from reconciler.ids import NoRoom
-from reconciler.memo import Memo
+from reconciler.memo import Memo, Same
 from reconciler.model import Address, Config, Forward, Node, Service
 from reconciler.parts import Part, PoolKey, part_hash, parts_of, pool_hash
 from reconciler.pieces import BackendName, FrontendName, NextHop, Numbers, Table
@@ -43,6 +43,7 @@ class Desired:
     parts: Mapping[int, Part]  # by service id
     pools: Mapping[int, PoolKey]  # by pool id
     tables: Mapping[PoolKey, Table]
+    members: Mapping[PoolKey, tuple[int, ...]]  # ids of those that a table names, in its order
     backends: Mapping[tuple[str, str], int]  # (pool, backend) -> id
     drains: Policies
 
@@ -87,13 +88,16 @@ class _Compiler:
     ) -> None:
         self._config, self._node, self._around = config, node, around
         self._actual, self._room, self._now = actual, room, now
-        self._of = memo.of
+        self._of, self._hops = memo.of, Same(around.hops)
         services = sorted(config.services.items())
         self._parts = list(
             chain.from_iterable(self._of(_parts, name, service) for name, service in services)
         )
         self._pool_keys = list(dict.fromkeys(key for part in self._parts for key in part.pools))
         self._pool_names = sorted({key.pool for key in self._pool_keys})
+        self._pools = {
+            name: self._of(pieces.itself, name, config.pools[name]) for name in self._pool_names
+        }
         self._part_hashes = [part_hash(part) for part in self._parts]
         self._pool_hashes = {key: pool_hash(key, node.table_size) for key in self._pool_keys}
         self._identify(replaced)
@@ -121,8 +125,7 @@ class _Compiler:
             of(_frontends_known, "", actual.frontends),
         )
         known = of(_backends_known, "", actual.backends)
-        pools = self._config.pools
-        self._rolls = {name: of(pieces.roll, name, pools[name]) for name in self._pool_names}
+        self._rolls = {name: of(pieces.roll, name, pool) for name, pool in self._pools.items()}
         self._flushed = self._due(known)
         names = chain.from_iterable(roll.names for roll in self._rolls.values())
         self._backend_ids = self._ids(Where.BACKENDS, names, known, self._flushed)
@@ -155,7 +158,7 @@ class _Compiler:
     def _until(self, pool: str, number: int) -> int:
         """The deadline of a backend that drains."""
         before = drain.begun(self._entry(number))
-        return drain.deadline(self._config.pools[pool].drain, before, self._now)
+        return drain.deadline(self._pools[pool].drain, before, self._now)
 
     def _entry(self, number: int) -> abi.Backend | None:
         """What the maps say of a backend."""
@@ -165,17 +168,21 @@ class _Compiler:
     # ---- entries ----
 
     def desired(self) -> Desired:
-        of, pools = self._of, self._config.pools
+        of, pools = self._of, self._pools
         numbers = {
-            name: of(pieces.numbered, name, pools[name], self._numbers[name])
-            for name in self._pool_names
+            name: of(pieces.numbered, name, pool, self._numbers[name])
+            for name, pool in pools.items()
         }
         tables = {
             key: of(pieces.filled, key, pools[key.pool], key, self._node.table_size)
             for key in self._pool_keys
         }
         filled = {key: made for key, made in tables.items() if made.names}
-        state = self._state(numbers, filled)
+        members = {
+            key: of(pieces.member_ids, key, made, key.pool, numbers[key.pool])
+            for key, made in filled.items()
+        }
+        state = self._state(numbers, filled, members)
         self._check_room(state)
         return Desired(
             state=state,
@@ -184,6 +191,7 @@ class _Compiler:
             ),
             pools={self._pool_id(key): key for key in self._pool_keys},
             tables=filled,
+            members=members,
             backends=of(pieces.joined, "numbers", *numbers.values()),
             drains=Policies(
                 {name: pools[key.pool].drain for key, name in self._pool_hashes.items()},
@@ -191,10 +199,15 @@ class _Compiler:
             ),
         )
 
-    def _state(self, numbers: Mapping[str, Numbers], filled: Mapping[PoolKey, Table]) -> State:
+    def _state(
+        self,
+        numbers: Mapping[str, Numbers],
+        filled: Mapping[PoolKey, Table],
+        members: Mapping[PoolKey, tuple[int, ...]],
+    ) -> State:
         of = self._of
         slots = {
-            ids.index(self._pool_id(key)): of(pieces.slots, key, made, key.pool, numbers[key.pool])
+            ids.index(self._pool_id(key)): of(pieces.slots, key, made, members[key])
             for key, made in filled.items()
         }
         keys = self._keys()
@@ -227,9 +240,9 @@ class _Compiler:
 
     def _backends(self, name: str) -> dict[int, abi.Backend]:
         numbers, roll = self._numbers[name], self._rolls[name]
-        found = tuple(map(self._around.hops.get, roll.addresses))
+        found = self._of(pieces.found, name, self._hops, roll.addresses)
         hops = found if all(found) else tuple(map(self._known_hop, numbers, found))
-        pool, ends = self._config.pools[name], self._ends(name)
+        pool, ends = self._pools[name], self._ends(name)
         return self._of(pieces.backends, name, pool, numbers, hops, ends)
 
     def _known_hop(self, number: int, found: NextHop | None) -> NextHop:
@@ -276,7 +289,7 @@ class _Compiler:
     def _answers(self, numbers: Mapping[str, Numbers]) -> pieces.Answers:
         each = []
         for part, _, frontends in self._with_frontends():
-            pools = tuple(self._config.pools[key.pool] for key in part.pools)
+            pools = tuple(self._pools[key.pool] for key in part.pools)
             known = tuple(numbers[key.pool] for key in part.pools)
             each.append(self._of(pieces.answers, _name(part), part, frontends, pools, known))
         return self._of(pieces.all_answers, "", *each)
@@ -284,7 +297,7 @@ class _Compiler:
     def _prefilter(self) -> dict[int, int]:
         each = []
         for part in self._parts:
-            pools = tuple(self._config.pools[key.pool] for key in part.pools)
+            pools = tuple(self._pools[key.pool] for key in part.pools)
             fullnat = part.service.forward is Forward.FULLNAT
             source = self._node.nat_source[part.family] if fullnat else None
             each.append(self._of(pieces.kinds, _name(part), part, pools, source))
@@ -317,9 +330,11 @@ class _Compiler:
             (Where.REPLIES4, "backends"),
             (Where.REPLIES6, "backends"),
         ):
-            present = self._actual[where]
-            if (needed := _together(state[where], present)) > self._room[what]:
-                lacking = state[where].keys() - present.keys()
+            desired, present = state[where], self._actual[where]
+            if len(desired) + len(present) <= self._room[what]:
+                continue
+            if (needed := _together(desired, present)) > self._room[what]:
+                lacking = desired.keys() - present.keys()
                 raise NoRoom(what, needed, self._room[what], lacking)
 
 

@@ -4,6 +4,7 @@ Knows no node, no kernel and no history: what it accepts is accepted on every
 node that has room for it.
 """
 
+import functools
 import ipaddress
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -273,8 +274,12 @@ def frontends(service: Service) -> Iterable[tuple[Address, Port]]:
     return ((address, port) for address in service.addresses for port in service.ports)
 
 
+@functools.lru_cache(maxsize=1 << 17)
 def _parsed(text: str) -> Address | None:
-    """The address; scopes such as %eth0 mean nothing to other machines."""
+    """The address; scopes such as %eth0 mean nothing to other machines.
+
+    The same object for the same text: the next version of a file has mostly the same addresses.
+    """
     try:
         return ipaddress.ip_address(text) if "%" not in text else None
     except ValueError:

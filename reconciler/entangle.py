@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from bpf import abi
-from reconciler import ids
+from reconciler import encode, ids
 from reconciler.dataplane import State
 from reconciler.encode import FrontendKey
 
+FORCED_DOWN = int(abi.BackendFlag.FORCED_DOWN)
 Reach = frozenset[tuple[int, int]]  # (pool id, forward)
 
 
@@ -40,7 +41,8 @@ def entangled(desired: State, actual: State) -> Replaced:
     if not changed_pools and not changed_services and not pools:
         return Replaced()
     services: set[int] = set()
-    for packet in _packets(actual, desired):
+    concerned = _leading_to(changed_pools, actual) | changed_services
+    for packet in _packets(concerned, actual, desired):
         before, after = _service(actual, packet), _service(desired, packet)
         if before is None:
             continue
@@ -62,17 +64,16 @@ def _changed_pools(desired: State, actual: State) -> set[int]:
 
 def _exhausted(desired: State, actual: State) -> set[int]:
     """Pools that both have, with no one to choose in the new table."""
-    refilled = _refilled(desired, actual)
-    if not refilled:
-        return set()
-    choosable = {
-        entry.id
-        for entry in desired.backends.values()
-        if not entry.flags & abi.BackendFlag.FORCED_DOWN
-    }
     return {
-        actual.pools[at].id for at in refilled if choosable.isdisjoint(desired.tables.get(at, ()))
+        actual.pools[at].id
+        for at in _refilled(desired, actual)
+        if not any(_is_choosable(desired, number) for number in set(desired.tables.get(at, ())))
     }
+
+
+def _is_choosable(desired: State, number: int) -> bool:
+    entry = desired.backends.get(ids.index(number))
+    return entry is not None and entry.id == number and not entry.flags & FORCED_DOWN
 
 
 def _refilled(desired: State, actual: State) -> list[int]:
@@ -82,17 +83,23 @@ def _refilled(desired: State, actual: State) -> list[int]:
         for at, pool in actual.pools.items()
         if at in desired.pools
         and desired.pools[at].id == pool.id
-        and desired.tables.get(at) != actual.tables.get(at)
+        and _differ(desired.tables.get(at), actual.tables.get(at))
     ]
+
+
+def _differ(one: object, other: object) -> bool:
+    """Arrays alone do not notice that they are the same object."""
+    return one is not other and one != other
 
 
 def _changed_services(desired: State, actual: State) -> set[int]:
     return {
         entry.id
         for at, entry in actual.services.items()
-        if at in desired.services
-        and desired.services[at].id == entry.id
-        and _essence(desired.services[at]) != _essence(entry)
+        if (wanted := desired.services.get(at)) is not None
+        and wanted is not entry
+        and wanted.id == entry.id
+        and _essence(wanted) != _essence(entry)
     }
 
 
@@ -101,11 +108,28 @@ def _essence(entry: abi.Service) -> tuple[Any, ...]:
     return (entry.forward, entry.flags & abi.ServiceFlag.FAIL_CLOSED, *entry.pools)
 
 
-def _packets(*states: State) -> set[FrontendKey]:
-    """One packet for each way in which any of the states tells packets apart."""
+def _leading_to(pools: set[int], state: State) -> set[int]:
+    """The services that reach any of the pools."""
+    if not pools:
+        return set()
+    return {
+        entry.id
+        for entry in state.services.values()
+        if not pools.isdisjoint(entry.pools[: entry.pool_count])
+    }
+
+
+def _packets(services: set[int], actual: State, desired: State) -> set[FrontendKey]:
+    """One for each way in which either state tells packets apart, where these services are met."""
+    addresses = {
+        encode.address_bytes(entry.addr, entry.family)
+        for entry in actual.frontends.values()
+        if entry.service in services
+    }
     keys: set[FrontendKey] = set()
-    for state in states:
-        keys.update(state.frontends4, state.frontends6)
+    for state in (actual, desired) if addresses else ():
+        keys.update(key for key in state.frontends4 if key.addr.to_bytes(4) in addresses)
+        keys.update(key for key in state.frontends6 if bytes(key.addr) in addresses)
     return keys
 
 

@@ -8,7 +8,7 @@ nothing any more. Nobody has to prove that there are none.
 import functools
 import hashlib
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bpf.abi import IdLayout
 
@@ -67,7 +67,7 @@ def assign(
     be it one of a name that has two: an apply was interrupted.
     """
     names = list(dict.fromkeys(wanted))
-    unused = _unused({*taken, *map(index, known.values())}, free, room)
+    unused = _unused(taken, known, free, room)
     ids: dict[Name, int] = {}
     for name in names:
         number = known.get(name, 0) if name not in replaced else 0
@@ -79,7 +79,11 @@ def assign(
     return ids
 
 
-def _unused(taken: set[int], free: Mapping[int, int], room: int) -> Iterator[int]:
+def _unused(
+    taken: Collection[int], known: Mapping[Any, int], free: Mapping[int, int], room: int
+) -> Iterator[int]:
+    """Looks who has what when the first is asked for, which is seldom."""
+    owned = {*taken, *map(index, known.values())}
     for at in range(1, room):
-        if at not in taken:
+        if at not in owned:
             yield make(at, max(1, (free.get(at, 0) + 1) % INCARNATIONS))

@@ -6,29 +6,60 @@ object only makes it quick to find out. Holds nothing that the maps are compared
 """
 
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 R = TypeVar("R")
+ROUNDS = 16
+
+
+class Same(Generic[R]):
+    """An argument that is large, and equal only as the same object; whoever holds it does not change it."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: R) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.value is other.value
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(slots=True)
+class Known:
+    """A result, what it was made from, and the round in which it was last asked for."""
+
+    arguments: tuple[Any, ...]
+    result: Any
+    asked: int
 
 
 class Memo:
     """The last result of each function for each name; results must not be changed by anybody."""
 
     def __init__(self) -> None:
-        self._now: dict[Hashable, tuple[tuple[Any, ...], Any]] = {}
-        self._before = self._now
+        self._known: dict[Hashable, Known] = {}
+        self._round = 0
 
     def turn(self) -> None:
-        """A new round begins: what is not asked for until the next one is forgotten."""
-        self._before, self._now = self._now, {}
+        """A new round begins: now and then, what is not asked for any more is forgotten."""
+        self._round += 1
+        if self._round % ROUNDS == 0:
+            since = self._round - ROUNDS
+            self._known = {key: one for key, one in self._known.items() if one.asked >= since}
 
     def of(self, function: Callable[..., R], name: Hashable, *arguments: Any) -> R:  # noqa: ANN401
         """`function(*arguments)`, which `name` tells from its other results."""
         key = function, name
-        known = self._now.get(key) or self._before.get(key)
-        if known is not None and known[0] == arguments:
-            result: R = known[1]
-        else:
-            result = function(*arguments)
-        self._now[key] = arguments, result  # newer objects, which are the same ones next time
+        known = self._known.get(key)
+        if known is None:
+            known = Known(arguments, function(*arguments), 0)
+            self._known[key] = known
+        elif known.arguments != arguments:
+            known.result = function(*arguments)
+        known.arguments = arguments  # newer objects, which are the same ones next time
+        known.asked = self._round
+        result: R = known.result
         return result

@@ -239,6 +239,8 @@ class Neighbours:
 
     def _meet(self, known: dict[Place, Neighbour]) -> None:
         """Of backends' neighbours silence says nothing: only another MAC is news."""
+        if known == self._known:
+            return
         before, self._known = self._known, known
         told = self._told
         self._told = self._heard_of()

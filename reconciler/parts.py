@@ -22,6 +22,10 @@ class PoolKey:
     fill: Fill
     family: int = 0  # 0: both
 
+    def __hash__(self) -> int:
+        """Without the way of filling: hashes of enums are slow, and keys are looked up often."""
+        return hash((self.pool, self.family))
+
     def __str__(self) -> str:
         return f"{self.pool}/{self.fill.value}" + (f"/ipv{self.family}" if self.family else "")
 

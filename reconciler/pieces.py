@@ -11,10 +11,14 @@ from typing import NamedTuple, TypeVar
 from bpf import abi
 from reconciler import encode, ids, table
 from reconciler.encode import FrontendKey
+from reconciler.memo import Same
 from reconciler.model import Address, AdminState, Backend, Forward, Pool, Port
 from reconciler.parts import Part, PoolKey, backend_hash, members
 from reconciler.table import Slots
 
+# Plain integers: arithmetic of enums is slow, and there are many addresses.
+SERVICE, TABLE_FIRST = int(abi.AddressKind.SERVICE), int(abi.AddressKind.TABLE_FIRST)
+NAT_SOURCE, NAT_BACKEND = int(abi.AddressKind.NAT_SOURCE), int(abi.AddressKind.NAT_BACKEND)
 K = TypeVar("K")
 V = TypeVar("V")
 BackendName = tuple[int, bytes, int]  # hashed name, address, port: another address, another id
@@ -49,6 +53,7 @@ class Answer(NamedTuple):
 
 
 Answers = Mapping[FrontendKey, Answer]
+Hops = tuple[NextHop | None, ...]
 
 
 class Roll(NamedTuple):
@@ -70,6 +75,11 @@ def frontend_name(address: Address, port: Port) -> FrontendName:
 # ---- of a pool
 
 
+def itself(pool: Pool) -> Pool:
+    """Remembered, it is the same object as long as it says the same."""
+    return pool
+
+
 def roll(pool: Pool) -> Roll:
     backends = _in_order(pool)
     return Roll(
@@ -77,6 +87,10 @@ def roll(pool: Pool) -> Roll:
         tuple(backend.address for backend in backends),
         tuple(backend for backend in backends if backend.state is AdminState.DRAIN),
     )
+
+
+def found(hops: Same[Mapping[Address, NextHop]], addresses: Sequence[Address]) -> Hops:
+    return tuple(map(hops.value.get, addresses))
 
 
 def numbered(pool: Pool, numbers: Sequence[int]) -> Numbers:
@@ -103,8 +117,12 @@ def filled(pool: Pool, key: PoolKey, size: int) -> Table:
     return Table(names, table.fill(key.fill, size, names, weights))
 
 
-def slots(made: Table, pool: str, numbers: Numbers) -> Slots:
-    return table.named(made.slots, [numbers[pool, name] for name in made.names])
+def member_ids(made: Table, pool: str, numbers: Numbers) -> tuple[int, ...]:
+    return tuple(numbers[pool, name] for name in made.names)
+
+
+def slots(made: Table, numbers: Sequence[int]) -> Slots:
+    return table.named(made.slots, numbers)
 
 
 def pool_entry(number: int, size: int, name: int) -> abi.Pool:
@@ -216,19 +234,19 @@ def kinds(part: Part, pools: Sequence[Pool], nat_source: Address | None) -> dict
 
 def _kinds(
     part: Part, pools: Sequence[Pool], nat_source: Address | None
-) -> Iterator[tuple[Address, abi.AddressKind]]:
+) -> Iterator[tuple[Address, int]]:
     said = part.service
     table_first = not said.flows and said.forward is not Forward.FULLNAT
     for address, _ in part.frontends:
-        yield address, abi.AddressKind.SERVICE
+        yield address, SERVICE
         if table_first:
-            yield address, abi.AddressKind.TABLE_FIRST
+            yield address, TABLE_FIRST
     if said.forward is Forward.FULLNAT and nat_source is not None:
-        yield nat_source, abi.AddressKind.NAT_SOURCE
+        yield nat_source, NAT_SOURCE
     if said.forward is Forward.NAT:
         for pool in pools:
             for backend in pool.backends.values():
-                yield backend.address, abi.AddressKind.NAT_BACKEND
+                yield backend.address, NAT_BACKEND
 
 
 # ---- of all together

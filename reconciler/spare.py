@@ -15,6 +15,7 @@ from reconciler.pieces import Table
 from reconciler.table import Slots
 
 Health = Mapping[int, abi.Health]
+INDEX = int(abi.IdLayout.INDEX_MASK)
 
 
 def with_health(desired: Desired, health: Health, memo: Memo | None = None) -> State:
@@ -53,8 +54,7 @@ def is_usable(entry: abi.Backend, health: abi.Health | None) -> bool:
 
 def _usable(memo: Memo, desired: Desired, key: PoolKey, health: Health) -> tuple[bool, ...]:
     """Which of the members may be chosen."""
-    made = desired.tables[key]
-    numbers = [ids.index(desired.backends[key.pool, name]) for name in made.names]
+    numbers = [number & INDEX for number in desired.members[key]]
     entries = tuple(map(desired.state.backends.__getitem__, numbers))
     return memo.of(_all_usable, key, entries, tuple(map(health.get, numbers)))
 
@@ -70,9 +70,7 @@ def _spare(
 ) -> Slots:
     if all(usable) or not any(usable):
         return desired.state.tables[ids.index(number)]
-    made = desired.tables[key]
-    numbers = tuple(desired.backends[key.pool, name] for name in made.names)
-    return memo.of(_walked, key, made, usable, numbers)
+    return memo.of(_walked, key, desired.tables[key], usable, desired.members[key])
 
 
 def _walked(made: Table, usable: tuple[bool, ...], numbers: tuple[int, ...]) -> Slots:
