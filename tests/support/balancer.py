@@ -64,14 +64,18 @@ class Balancer(contextlib.ExitStack):
 
     def _build(self) -> None:
         self.lab = self.enter_context(Lab(self.backends, arms=self.arms))
-        self.name = self.lab.prefix
+        self.name, self.host = self.lab.prefix, self.lab.balancer
+        for backend in self.lab.backends:
+            self.lab.serve(backend, BACKEND_PORT)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Files of its own, and nothing left of them or of the maps."""
         self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
         self.run_dir, self.state_dir = self.folder / "run", self.folder / "state"
         self.run_dir.mkdir()
         self.process: subprocess.Popen[bytes] | None = None
         self.callback(self._forget)
-        for backend in self.lab.backends:
-            self.lab.serve(backend, BACKEND_PORT)
         self.config, self.node = self.folder / "lb.yaml", self.folder / "node.yaml"
         self.config.write_text(CONFIG)
         self.source: tuple[str, ...] = ("--config", str(self.config))
@@ -92,7 +96,7 @@ class Balancer(contextlib.ExitStack):
         log = self.enter_context((self.folder / "log").open("ab"))
         command = (sys.executable, "-m", "reconciler", *self.source)
         self.process = subprocess.Popen(
-            self.lab.balancer.inside(*command, "--node", str(self.node), *self.place),
+            self.host.inside(*command, "--node", str(self.node), *self.place),
             cwd=ROOT,
             stdout=log,
             stderr=log,
@@ -110,7 +114,7 @@ class Balancer(contextlib.ExitStack):
         """healthcheck beside it."""
         command = (sys.executable, "-m", "healthcheck", "--instance", self.name)
         process = subprocess.Popen(
-            self.lab.balancer.inside(*command, "--run-dir", str(self.run_dir)),
+            self.host.inside(*command, "--run-dir", str(self.run_dir)),
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -153,7 +157,7 @@ class Balancer(contextlib.ExitStack):
 
     def http(self, path: str, *, check: bool = True) -> tuple[int, str]:
         """Status code and body, asked from within the balancer."""
-        answer = self.lab.balancer.run(
+        answer = self.host.run(
             "curl", "--silent", "--max-time", "10", "--write-out", "\n%{http_code}",
             f"http://127.0.0.1:9160{path}", check=False,
         )  # fmt: skip

@@ -29,9 +29,17 @@ class Answer:
 class Connection:
     """One HTTP connection, open until closed."""
 
-    def __init__(self, place: Namespace, address: str, port: int, *, source_port: int = 0) -> None:
+    def __init__(
+        self,
+        place: Namespace,
+        address: str,
+        port: int,
+        *,
+        source_port: int = 0,
+        patience: float = _PATIENCE,
+    ) -> None:
         self.socket = place.socket(_family(address))
-        self.socket.settimeout(_PATIENCE)
+        self.socket.settimeout(patience)
         try:
             if source_port:
                 self.socket.bind(("", source_port))
@@ -49,7 +57,14 @@ class Connection:
         return self._ask("POST", "/", body)
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> Answer:
+        self.send(method, path, body)
+        return self.receive()
+
+    def send(self, method: str = "GET", path: str = "/", body: bytes | None = None) -> None:
+        """A request whose answer is left for later."""
         self._http.request(method, path, body)
+
+    def receive(self) -> Answer:
         response = self._http.getresponse()
         return Answer(response.getheader("X-Backend", "nobody"), response.read())
 

@@ -11,9 +11,13 @@ CONFIGURATIONS = sorted(EXAMPLES.glob("**/lb.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.parent.name)
-def test_an_example_is_valid(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    node = ["--node", str(path.with_name("node.yaml"))]
-    assert cli.main(["validate", str(path), *node]) == 0, capsys.readouterr().err
+def test_an_example_is_valid_on_each_of_its_nodes(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nodes = sorted(path.parent.glob("**/node.yaml"))
+    assert nodes
+    for node in nodes:
+        assert cli.main(["validate", str(path), "--node", str(node)]) == 0, capsys.readouterr().err
 
 
 NODE = str(EXAMPLES / "quickstart/node.yaml")
