@@ -8,6 +8,7 @@ the same. Nothing is ever removed because something else could not be written.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 
 from reconciler import capacity
 from reconciler.compile import Desired, Surroundings, compile_config
@@ -15,6 +16,8 @@ from reconciler.dataplane import State
 from reconciler.ids import NoRoom
 from reconciler.memo import Memo
 from reconciler.model import Address, Config, Node, Port, Service
+from reconciler.overrides import Overrides
+from reconciler.overrides import applied as with_overrides
 from reconciler.parts import part_hash, parts_of
 
 NOTHING = Config({}, {})
@@ -59,13 +62,15 @@ def admit(
     room: Mapping[str, int],
     now: int,
     memo: Memo | None = None,
+    overrides: Overrides = (),
 ) -> Admission:
     """As much of `config` as can be; `standing` is what the maps were made from."""
     blocked = failed
+    forced = partial(with_overrides, overrides=overrides)
     while True:
         mixed, blocked = mix(config, standing or NOTHING, blocked)
         try:
-            desired = compile_config(mixed, node, actual, around, room, now, memo)
+            desired = compile_config(mixed, node, actual, around, room, now, memo, forced)
         except NoRoom as error:
             want = capacity.Want(config, mixed, standing or NOTHING, node)
             more = capacity.beyond(want, actual, room, error)

@@ -5,7 +5,7 @@ follows from the configuration, the node, and the next hops that were found.
 Health has no say here: spare.py adds what depends on it.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -48,6 +48,10 @@ class Desired:
     drains: Policies
 
 
+def _as_it_is(desired: Desired) -> Desired:
+    return desired
+
+
 def compile_config(
     config: Config,
     node: Node,
@@ -56,16 +60,18 @@ def compile_config(
     room: Mapping[str, int],
     now: int = 0,
     memo: Memo | None = None,
+    forced: Callable[[Desired], Desired] = _as_it_is,
 ) -> Desired:
     """What the maps should say at tick `now`. NoRoom when they cannot hold it.
 
     With the memo of the last time, what follows from what has not changed is not made anew.
+    `forced` adds what operators force: whether anyone is left to choose depends on it.
     """
     memo = memo or Memo()
     replaced = Replaced()
     while True:
         compiler = _Compiler(config, node, actual, around, room, now, replaced, memo)
-        desired = compiler.desired()
+        desired = forced(compiler.desired())
         more = entangled(desired.state, actual)
         if more == Replaced() or more | replaced == replaced:
             return desired

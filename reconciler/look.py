@@ -18,7 +18,6 @@ from reconciler.linger import lingering
 from reconciler.memo import Memo
 from reconciler.model import Config, Guardrails, Node
 from reconciler.overrides import Overrides
-from reconciler.overrides import applied as with_overrides
 from reconciler.plan import plan
 from reconciler.spare import with_health
 
@@ -74,9 +73,18 @@ def look(
     memo.turn()
     actual = live.actual
     taken = admit(
-        config, live.standing, live.failed, node, actual, live.around, live.room, live.now, memo
+        config,
+        live.standing,
+        live.failed,
+        node,
+        actual,
+        live.around,
+        live.room,
+        live.now,
+        memo,
+        live.overrides,
     )
-    desired = with_overrides(taken.desired, live.overrides)
+    desired = taken.desired
     limits = UNLIMITED if allow_removals else config.guardrails
     wanted = with_health(desired, live.health, memo)
     stay = frozen(taken.blocked, actual, config, live.standing, sure=live.sure)

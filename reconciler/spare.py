@@ -68,13 +68,22 @@ def _all_usable(
 def _spare(
     memo: Memo, desired: Desired, number: int, key: PoolKey, usable: tuple[bool, ...]
 ) -> Slots:
-    if all(usable) or not any(usable):
+    if all(usable):
         return desired.state.tables[ids.index(number)]
-    return memo.of(_walked, key, desired.tables[key], usable, desired.members[key])
+    entries = (desired.state.backends[at & INDEX] for at in desired.members[key])
+    whole = tuple(not entry.flags & abi.BackendFlag.FORCED_DOWN for entry in entries)
+    return memo.of(_walked, key, desired.tables[key], usable, whole, desired.members[key])
 
 
-def _walked(made: Table, usable: tuple[bool, ...], numbers: tuple[int, ...]) -> Slots:
-    return table.named(table.walk(made.slots, usable), numbers)
+def _walked(
+    made: Table, usable: tuple[bool, ...], whole: tuple[bool, ...], numbers: tuple[int, ...]
+) -> Slots:
+    """Where no usable one has a slot the pool may be used whole: then who is not forced down counts."""
+    there = set(made.slots)
+    for some in (usable, whole):
+        if any(some[member] for member in there):
+            return table.named(table.walk(made.slots, some), numbers)
+    return table.named(made.slots, numbers)
 
 
 def _service(

@@ -1,5 +1,6 @@
 """Random configurations, small enough that they collide: few names, few addresses, few ports."""
 
+from dataclasses import replace
 from ipaddress import ip_address
 
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from reconciler.model import (
     Service,
     Then,
 )
+from reconciler.overrides import Forced, Override, Overrides
 
 NODE = Node(
     interfaces={"eth0": "auto"},
@@ -95,3 +97,42 @@ def configs(draw: st.DrawFn) -> Config:
         for name in names
     }
     return Config(draw(services(names)), pools, UNLIMITED, draw(st.sampled_from(DRAINS)))
+
+
+def overrides() -> st.SearchStrategy[Overrides]:
+    """What an operator forces; names that are not configured are nobody's."""
+    one = st.builds(
+        Override,
+        pool=st.sampled_from("pqr"),
+        backend=st.sampled_from("abcd"),
+        state=st.sampled_from(Forced),
+        reason=st.just("maintenance"),
+        by=st.just("ops"),
+        since=st.just(0.0),
+        until=st.just(1.0),
+    )
+    return st.lists(one, max_size=4, unique_by=lambda found: found.name).map(tuple)
+
+
+@st.composite
+def edited(draw: st.DrawFn, config: Config) -> Config:
+    """The same file after some of what people do to it: few changes, most of them to what is used."""
+    pools, services = dict(config.pools), dict(config.services)
+    for name in draw(st.lists(st.sampled_from(sorted(pools)), unique=True)):
+        kept = draw(st.booleans())
+        more = draw(backends())
+        pools[name] = replace(
+            pools[name], backends={**pools[name].backends, **more} if kept else more
+        )
+    if draw(st.booleans()):
+        pools.setdefault(
+            "s", Pool("s", draw(backends()), draw(st.sampled_from([None, ALIVE])), True)
+        )
+    for name, service in config.services.items():
+        services[name] = replace(
+            service,
+            pools=draw(st.just(service.pools) | st.permutations(sorted(pools)).map(tuple)),
+            panic=draw(st.sampled_from([service.panic, 0, 50])),
+            fail_closed=draw(st.sampled_from([service.fail_closed, not service.fail_closed])),
+        )
+    return replace(config, pools=pools, services=services)
