@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import os
 import socket
 import sys
 import time
@@ -28,16 +29,19 @@ from reconciler.shadows import Watched
 from reconciler.start import DONE, FAILED, node_of
 from reconciler.verdicts import BY_NAME
 
-FLOWS = 65536  # of a shadow that has maps of its own
+FLOWS = 65536  # entries of a shadow's own maps: a large node's twice would be too much
 EVERY = 0.5  # seconds between two words on how far it is
 EXAMPLES = """\
 examples:
-  tcpdump -i eth0 -w - -c 1000 | reconciler replay -
+  ssh client tcpdump -i eth0 -w - -c 1000 | reconciler replay -
   reconciler replay lost.pcapng --only no_backend --decode --limit 10
         the first ten packets that found no backend, every field of them
   reconciler replay day.pcap --config new.yaml --against old.yaml
         which packets and flows would go elsewhere; every backend counts as healthy
   reconciler replay day.pcap --output json | jq -r 'select(.verdict == "gated") | .tuple'
+
+Capture where packets are whole: at the client, or on a mirror port. On the balancer itself tcpdump sees only
+what the program leaves to the kernel.
 
 Flows start with the capture: what the node knew before is not in it. Routes towards clients are those
 of this machine. Time does not pass between packets, but gates open anew with each second.
@@ -105,7 +109,11 @@ def run(options: argparse.Namespace) -> int:
     with ExitStack() as stack:
         source = stack.enter_context(_opened(options.capture))
         lane, against = _lanes(options, stack)
-        return _print_all(options, source, lane, against)
+        try:
+            return _print_all(options, source, lane, against)
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return DONE
 
 
 def _opened(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
@@ -139,7 +147,7 @@ def _live(options: argparse.Namespace, stack: ExitStack) -> Lane:
     size = max((pool.size for pool in state.pools.values()), default=0)
     names = Names.of((None, config or Config({}, {})), size, state)
     attached = next((one.ifindex for one in live.attachments()), HERE)
-    shadow = stack.enter_context(live.shadow())
+    shadow = stack.enter_context(shadows.of_live(live, FLOWS))
     return Lane(Watched(shadow, state), state, names, _ifindex(options, attached))
 
 
@@ -181,6 +189,8 @@ def _print_all(
             progress.say(tally)
     except CaptureError as broken:
         error = f"{options.capture}: {broken}"
+    except KeyboardInterrupt:  # of a capture that goes on: what came so far counts
+        error = f"{options.capture}: interrupted"
     progress.clear()
     _print_summary(tally, error, options, compared=against is not None)
     return FAILED if error else DONE

@@ -110,7 +110,10 @@ def test_the_way_is_told_step_by_step_with_where_it_is_written(box: Box) -> None
     assert [one["about"].partition(" ")[0] for one in found["steps"]] == [
         "prefilter", "frontend", "known", "half-open", "hash", "pool", "rewrite", "next",
     ]  # fmt: skip
-    assert f"www/ipv4 ({box.place.applied}:{WWW_LINE})" in step(found, "frontend")["found"]
+    assert (
+        f"www/ipv4 ({box.place.run_dir / 'applied.yaml'}:{WWW_LINE})"
+        in step(found, "frontend")["found"]
+    )
     assert "port 80 (nat, hash)" in step(found, "frontend")["found"]
     assert "of 251, step" in step(found, "pool")["found"]
     assert step(found, "pool")["details"][-1].endswith(f"{found['backends'][0]}: healthy")

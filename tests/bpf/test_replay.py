@@ -17,6 +17,8 @@ from bpf import kernel
 from bpf.abi import Verdict
 from reconciler import cli
 from reconciler import config as configuration
+from reconciler.capture import Captured
+from reconciler.capture import frames as frames_of
 from reconciler.verdicts import WHY
 from tests.support import frames
 from tests.support.box import CLIENT, Box, acquaint, boxed
@@ -241,6 +243,32 @@ def test_without_a_data_plane_a_file_is_asked_for(tmp_path: Path, box: Box) -> N
         patch.setattr("sys.stderr", heard)
         assert cli.main(["replay", path, "--instance", "ek-nobody"]) == 1
     assert "--config FILE replays with a file instead" in heard.getvalue()
+
+
+def test_who_interrupts_a_capture_that_goes_on_gets_the_summary(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(source: Any) -> Iterator[Captured]:
+        yield from frames_of(source)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("reconciler.commands.replay.frames", endless)
+    *packets, summary = told(box, capture(tmp_path / "a.pcap", towards(1)), ok=(1,))
+    assert (len(packets), summary["packets"]) == (1, 1)
+    assert summary["error"].endswith("interrupted")
+
+
+def test_a_reader_that_has_seen_enough_ends_it(box: Box, tmp_path: Path) -> None:
+    path = capture(tmp_path / "a.pcap", *(towards(i) for i in range(1, 2000)))
+    line = f"{ROOT}/.venv/bin/python -m reconciler replay {path}"
+    place = f"--instance {box.place.instance} --run-dir {box.place.run_dir}"
+    script = f"set -o pipefail; {line} {place} | head -1"
+    done = subprocess.run(
+        box.namespace.inside("bash", "-c", script),
+        cwd=ROOT, capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout.startswith("#1 ")
+    assert done.stderr == ""
 
 
 def test_what_tcpdump_captured_comes_by_a_pipe(box: Box, tmp_path: Path) -> None:

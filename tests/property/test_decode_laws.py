@@ -11,6 +11,7 @@ from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6EchoRequest,
     ICMPv6PacketTooBig,
+    ICMPv6ParamProblem,
     ICMPv6TimeExceeded,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
@@ -58,7 +59,7 @@ def segments(draw: st.DrawFn, version: int) -> Any:
     quoted = draw(packets(version, quoting=True))
     if version == 4:
         return ICMP(type=3, code=4, nexthopmtu=draw(SHORT)) / quoted
-    head = draw(st.sampled_from((ICMPv6PacketTooBig(mtu=draw(WORD)), ICMPv6DestUnreach(code=4), ICMPv6TimeExceeded())))  # fmt: skip
+    head = draw(st.sampled_from((ICMPv6PacketTooBig(mtu=draw(WORD)), ICMPv6DestUnreach(code=4), ICMPv6TimeExceeded(), ICMPv6ParamProblem(ptr=draw(WORD)))))  # fmt: skip
     return head / quoted
 
 
@@ -147,6 +148,7 @@ READERS: dict[str, tuple[str, Any]] = {
     "ICMPv6EchoRequest": ("icmpv6", lambda p: {"type": p.type, "code": p.code, "checksum": p.cksum, "id": p.id, "sequence": p.seq}),
     "ICMPv6PacketTooBig": ("icmpv6", lambda p: {"type": p.type, "code": p.code, "checksum": p.cksum, "mtu": p.mtu}),
     "ICMPv6DestUnreach": ("icmpv6", lambda p: {"type": p.type, "code": p.code, "checksum": p.cksum}),
+    "ICMPv6ParamProblem": ("icmpv6", lambda p: {"type": p.type, "code": p.code, "checksum": p.cksum, "pointer": p.ptr}),
     "ICMPv6TimeExceeded": ("icmpv6", lambda p: {"type": p.type, "code": p.code, "checksum": p.cksum}),
 }  # fmt: skip
 
