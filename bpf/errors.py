@@ -62,7 +62,7 @@ def failed(what: str, code: int, log: Iterable[str] = ()) -> KernelError:
 def full(name: str, entries: int, setting: str) -> MapFull:
     return MapFull(
         f"map {name} is full: it holds {entries} entries. Raise sizes.{setting} in node.yaml;"
-        " it takes effect when the instance is loaded anew (`reconciler teardown` first)"
+        " `reconciler upgrade` then goes over to larger maps, under traffic"
     )
 
 

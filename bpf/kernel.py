@@ -11,13 +11,13 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bpf import link, mapset, pins, program, record, replacing, sweeping
+from bpf import adopting, link, mapset, pins, program, record, replacing, resizing, sweeping
 from bpf.abi import Abi, Limit, Meta, Sweep
+from bpf.adopting import Version
 from bpf.errors import (
     AbiMismatch,
     Busy,
@@ -29,11 +29,10 @@ from bpf.errors import (
 )
 from bpf.link import Attachment, Mode
 from bpf.maps import Map, PerCpuMap
-from bpf.mapset import AnyMap, Maps, Sizes
+from bpf.mapset import Maps, Sizes
 from bpf.pins import Pins, instances, preceding
 from bpf.program import Action, Loaded, ProgramInfo, Run, default_object
-from bpf.record import Note
-from bpf.tables import TableMap, open_pin, pin
+from bpf.tables import TableMap, pin
 
 __all__ = [
     "AbiMismatch",
@@ -70,14 +69,6 @@ def now_tick() -> int:
     return time.clock_gettime_ns(MONOTONIC_COARSE) >> Limit.TICK_SHIFT
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
-    """A pinned program, and what it was made of; `note` is None where nobody kept that."""
-
-    program: ProgramInfo
-    note: Note | None
-
-
 class Instance:
     """A loaded program and its maps. Closing it, or dying, leaves everything pinned as it is."""
 
@@ -87,6 +78,7 @@ class Instance:
         self._program = program
         self._sweep = sweep
         self._home = home  # None: a shadow, pinned nowhere
+        self._place = adopting.place(home) if home else 0
 
     # ---- make, find, leave, remove ----
 
@@ -105,7 +97,7 @@ class Instance:
             pins.remove_leftovers()
             if not home.exists:
                 _build(home, sizes, object_path or default_object(), log)
-            replacing.complete(home)
+            _complete(home)
             instance = _adopted(home, read_only=False)
             instance.maps.tables.tidy()
             instance.maps.spares.tidy()
@@ -149,14 +141,14 @@ class Instance:
         shared = {name: self.maps[name].fd for name in mapset.CONFIGURATION}
         loaded = program.load(object_path or default_object(), sizes or self.sizes(), shared)
         tables = self.maps.tables.directory
-        maps = _typed(loaded.maps, tables.parent if tables else None)
+        maps = adopting.typed(loaded.maps, tables.parent if tables else None)
         return Instance(self.name, maps, loaded.program, loaded.sweep, home=None)
 
     @classmethod
     def unpinned(cls, name: str, sizes: Sizes, object_path: Path | None = None) -> Instance:
         """A program with maps of its own, seen by nobody else and gone when it is closed."""
         loaded = program.load(object_path or default_object(), sizes, {})
-        return cls(name, _typed(loaded.maps, None), loaded.program, loaded.sweep, home=None)
+        return cls(name, adopting.typed(loaded.maps, None), loaded.program, loaded.sweep, home=None)
 
     def sizes(self) -> Sizes:
         """What the maps were made with."""
@@ -190,9 +182,10 @@ class Instance:
         """
         home, path = self._pinned("replace"), object_path or default_object()
         elf = program.content(path)
-        _check_spoken(elf, path)
+        adopting.check_spoken(elf, path)
         with pins.locked():
-            replacing.complete(home)
+            _complete(home)
+            self.follow()
             fds = {name: self.maps[name].fd for name in mapset.names()}
             now = self._reopen(home)
             if over not in (None, program.info(now.program).id):
@@ -205,14 +198,49 @@ class Instance:
                     replacing.complete(home)
                     self._reopen(home)
             finally:
-                _close(loaded, programs=True)
+                adopting.close(loaded)
         return wanted
+
+    def resize(
+        self, sizes: Sizes, object_path: Path | None = None, *, over: int | None = None
+    ) -> None:
+        """A new program over maps of these sizes, with what is in the old ones."""
+        home, path = self._pinned("resize"), object_path or default_object()
+        adopting.check_spoken(program.content(path), path)
+        with pins.locked():
+            _complete(home)
+            self.follow()
+            if over not in (None, self.running().program.id):
+                raise Busy(f"{home.program}: was replaced meanwhile; look again")
+            resizing.prepare(home, self.maps, path, sizes)
+            resizing.switch(home)
+            self.follow()
+
+    @property
+    def place(self) -> int:
+        """Another number once another process has gone over to other maps."""
+        return adopting.place(self._pinned("place"))
+
+    def follow(self) -> bool:
+        """Another process may have gone over to other maps; whether one has. Needs the lock."""
+        home = self._pinned("follow")
+        _complete(home)
+        if adopting.place(home) == self._place:
+            return False
+        fresh = adopting.opened(home, read_only=False)
+        for name in mapset.names():
+            self.maps[name].close()
+        self.maps.__dict__.update(fresh.__dict__)
+        self._place = adopting.place(home)
+        self._reopen(home)
+        return True
 
     def undo(self) -> None:
         """The program from before in the place of this one, which is kept in turn."""
         home = self._pinned("undo")
         with pins.locked():
-            replacing.complete(home)
+            _complete(home)
+            self.follow()
             replacing.stage_previous(home)
             replacing.complete(home)
             self._reopen(home)
@@ -220,14 +248,14 @@ class Instance:
     def running(self) -> Version:
         """What is pinned now, whoever put it there."""
         home = self._pinned("running")
-        found = _version(home, home.program)
+        found = adopting.version(home, home.program)
         if found is None:
             raise NotLoaded(f"{home.program}: is not there any more")
         return found
 
     def previous(self) -> Version | None:
         home = self._pinned("previous")
-        return _version(home, preceding(home.program))
+        return adopting.version(home, preceding(home.program))
 
     def kept(self, version: Version) -> bytes | None:
         """The object that a pinned program was made of."""
@@ -235,7 +263,7 @@ class Instance:
 
     def _reopen(self, home: Pins) -> Loaded:
         """The pinned programs: another process may have replaced them since."""
-        now = _programs(home, read_only=True)
+        now = adopting.programs(home, read_only=True)
         for fd in (self._program, self._sweep):
             if fd >= 0:
                 os.close(fd)
@@ -282,6 +310,7 @@ def teardown(name: str) -> None:
         with suppress(FileNotFoundError):
             home.directory.rename(gone)
         pins.remove(gone)
+        pins.remove(resizing.beside(home).directory)
 
 
 # ---- first load ----
@@ -291,7 +320,7 @@ def _build(home: Pins, sizes: Sizes, path: Path, log: Log | None) -> None:
     """Pin under another name and rename: whoever sees the directory sees all of it."""
     if home.interfaces():
         raise AbiMismatch(
-            f"{home.program}: not there, but interfaces are attached. {_remedy(home)}"
+            f"{home.program}: not there, but interfaces are attached. {adopting.remedy(home)}"
         )
     building = Pins(home.directory.with_name(pins.LOADING + home.directory.name))
     loaded = program.load(path, sizes, {}, log)
@@ -306,7 +335,7 @@ def _build(home: Pins, sizes: Sizes, path: Path, log: Log | None) -> None:
         pins.remove(home.directory)  # neither a program nor links: nothing runs by it
         building.directory.rename(home.directory)
     finally:
-        _close(loaded, programs=True)
+        adopting.close(loaded)
         pins.remove(building.directory)
 
 
@@ -319,21 +348,10 @@ def _sign(loaded: Loaded) -> None:
 # ---- what is pinned ----
 
 
-def _check_spoken(elf: bytes, path: Path) -> None:
-    spoken = record.abi_of(elf)
-    if spoken not in (None, Abi.VERSION):
-        raise AbiMismatch(f"{path}: speaks ABI {spoken}, this version {int(Abi.VERSION)}")
-
-
-def _version(home: Pins, path: Path) -> Version | None:
-    fd = open_pin(path, read_only=True)
-    if fd is None:
-        return None
-    try:
-        found = program.info(fd)
-    finally:
-        os.close(fd)
-    return Version(found, record.note(home.records / str(found.id)))
+def _complete(home: Pins) -> None:
+    """What somebody began who was killed."""
+    resizing.complete(home)
+    replacing.complete(home)
 
 
 def _tags(loaded: Loaded) -> tuple[str, str]:
@@ -343,84 +361,11 @@ def _tags(loaded: Loaded) -> tuple[str, str]:
 
 
 def _adopted(home: Pins, *, read_only: bool) -> Instance:
-    """Typed maps over what is pinned, after every one of them proved to be what we think."""
-    found = _programs(home, read_only=read_only)
-    maps = _opened(home, read_only=read_only)
-    try:
-        _check_abi(home, maps)
-    except KernelError:
-        _close(found, programs=True)
+    """Once more when somebody goes over to other maps meanwhile: never half of each."""
+    while True:
+        before = adopting.place(home)
+        found, maps = adopting.adopted(home, read_only=read_only)
+        if adopting.place(home) == before:
+            return Instance(home.directory.name, maps, found.program, found.sweep, home)
+        adopting.close(found)
         maps.close()
-        raise
-    return Instance(home.directory.name, maps, found.program, found.sweep, home)
-
-
-def _programs(home: Pins, *, read_only: bool) -> Loaded:
-    main = open_pin(home.program, read_only=read_only)
-    if main is None:
-        raise NotLoaded(
-            f"instance {home.directory.name}: nothing is loaded ({home.program} is not there);"
-            " the reconciler loads it when it starts"
-        )
-    sweep = open_pin(home.sweep, read_only=read_only)
-    return Loaded(main, -1 if sweep is None else sweep, {})
-
-
-def _opened(home: Pins, *, read_only: bool) -> Maps:
-    fds = {
-        name: open_pin(home.map(name), read_only=read_only and name not in mapset.MAPPED)
-        for name in mapset.names()
-    }
-    here = {name: fd for name, fd in fds.items() if fd is not None}
-    try:
-        for name in fds:
-            _check_map(home, name, here.get(name))
-    except AbiMismatch:
-        for fd in here.values():
-            os.close(fd)
-        raise
-    return _typed(here, home.directory, writable=not read_only)
-
-
-def _check_map(home: Pins, name: str, fd: int | None) -> None:
-    if fd is None and not home.exists:
-        raise NotLoaded(f"instance {home.directory.name}: was torn down meanwhile")
-    if fd is None:
-        raise AbiMismatch(f"{home.map(name)}: not pinned. {_remedy(home)}")
-    called, key, value = mapset.identity(fd)
-    if called not in mapset.names_in_kernel(name):
-        raise AbiMismatch(f"{home.map(name)}: is a map called {called}. {_remedy(home)}")
-    program.check_shape(f"{home.map(name)}", name, (key, value), _remedy(home))
-
-
-def _check_abi(home: Pins, maps: Maps) -> None:
-    meta = maps.meta.get(0)
-    if meta is None or meta.abi != Abi.VERSION:
-        raise AbiMismatch(
-            f"{home.map('meta')}: these maps are of ABI {meta.abi if meta else 'none'}, this"
-            f" version speaks {int(Abi.VERSION)}. {_remedy(home)}"
-        )
-
-
-def _remedy(home: Pins) -> str:
-    name = home.directory.name
-    return (
-        f"forwarding goes on as it is; `reconciler teardown --instance {name}` and a start"
-        " load it anew (flows are forgotten), or run the version that loaded it"
-    )
-
-
-def _typed(fds: dict[str, int], directory: Path | None, *, writable: bool = True) -> Maps:
-    maps: dict[str, AnyMap] = {
-        name: mapset.open_map(name, fds[name], directory, writable=writable)
-        for name in mapset.names()
-    }
-    return Maps(maps)
-
-
-def _close(loaded: Loaded, *, programs: bool) -> None:
-    for fd in loaded.maps.values():
-        os.close(fd)
-    for fd in (loaded.program, loaded.sweep) if programs else ():
-        if fd >= 0:
-            os.close(fd)

@@ -36,7 +36,7 @@ from bpf.abi import (
     Settings,
 )
 from bpf.maps import Map, PerCpuMap
-from bpf.tables import TableMap
+from bpf.tables import TableMap, open_pin
 
 NAME_BYTES = 15
 AnyMap = Map[Any, Any] | TableMap
@@ -175,6 +175,18 @@ def open_map(name: str, fd: int, directory: Path | None, *, writable: bool = Tru
         return TableMap(name, fd, inner, setting, writable=writable)
     kind: type[Map[Any, Any]] = get_origin(hint)
     return kind(name, fd, types(name), setting, writable=writable)
+
+
+def entries_of(path: Path) -> int:
+    """How many a pinned hash map has, of whatever version; none where none is pinned."""
+    fd = open_pin(path)
+    if fd is None:
+        return 0
+    found: Map[Any, Any] = Map(path.name, fd, types("flows4"))
+    try:
+        return sum(len(keys) // found.key.size for keys, _ in found.raw())
+    finally:
+        found.close()
 
 
 def identity(fd: int) -> tuple[str, int, int]:

@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,10 @@ BPFFS = Path("/sys/fs/bpf")
 ROOT = BPFFS / "evenkeel"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 LOADING, REMOVING = "loading:", "removing:"  # no instance can be called so
+RESIZING = (
+    "resizing:"  # an instance over larger maps, on its way in; or, after that, the one before
+)
+AT_FDCWD, RENAME_EXCHANGE = -100, 1 << 1
 TABLES = ("tables", "spares")  # inner maps are pinned beside the maps that name them
 NEXT = ":next"  # a program on its way in
 PREVIOUS = ":previous"  # the one before, kept for going back
@@ -131,16 +136,36 @@ def remove_leftovers() -> None:
             remove(ROOT / name)
 
 
+class _Held(threading.local):
+    depth = 0
+
+
+_held = _Held()
+
+
 @contextmanager
 def locked() -> Iterator[None]:
-    """One process at a time loads, attaches, replaces or tears down."""
+    """One process at a time loads, attaches, replaces, resizes or tears down; a thread that has it goes on."""
+    if _held.depth:
+        yield
+        return
     mounted()
     handle = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
+        _held.depth = 1
         yield
     finally:
+        _held.depth = 0
         os.close(handle)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Two directories change names, in one step."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(one), os.fsencode(other)
+    if libc.renameat2(AT_FDCWD, names[0], AT_FDCWD, names[1], RENAME_EXCHANGE) != 0:
+        raise failed(f"{one}: changing places with {other.name}", ctypes.get_errno())
 
 
 def mounted() -> None:

@@ -66,18 +66,23 @@ def complete(home: Pins) -> None:
 
 
 def _switch(home: Pins, new: int) -> None:
-    """Every link that does not run it yet."""
-    old, wanted = open_pin(home.program), program.info(new).id
+    old = open_pin(home.program)
     if old is None:
         return
     try:
-        for interface in home.interfaces():
-            path = home.link(interface)
-            known = link.link_info(path)
-            if known and known.prog_id != wanted:
-                link.update(path, new, old)
+        update_links(home, new, old)
     finally:
         os.close(old)
+
+
+def update_links(home: Pins, new: int, old: int) -> None:
+    """Every link that does not run it yet."""
+    wanted = program.info(new).id
+    for interface in home.interfaces():
+        path = home.link(interface)
+        known = link.link_info(path)
+        if known and known.prog_id != wanted:
+            link.update(path, new, old)
 
 
 def _keep_previous(home: Pins, new: int) -> None:

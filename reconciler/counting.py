@@ -41,7 +41,7 @@ class Books:
     def __init__(self, run_dir: Path, instance: Instance) -> None:
         self._path = run_dir / NAME
         self._instance = instance
-        self._map = instance.maps.backend_counts.id
+        self._map = instance.maps.meta.id  # never another one while counters go on
         self.services, self.backends = self._kept()
         self._followed: object = None  # those of the last time
 

@@ -102,6 +102,7 @@ class Daemon:
             bytes(self._reconciler.instance.maps.health.view()),
             neighbours.changes(),
             self._reconciler.overrides(),
+            self._reconciler.instance.place,
         )
         now = time.monotonic()
         if seen == self._tried and now < self._due:
@@ -148,6 +149,6 @@ class Daemon:
         except KernelError as error:
             log.error("sweep: %s", error)  # noqa: TRY400
 
-    def _rerouted(self, seen: tuple[bytes, Changes, Overrides]) -> bool:
+    def _rerouted(self, seen: tuple[bytes, Changes, Overrides, int]) -> bool:
         """Whether hops towards clients may be stale; after a start nobody knows."""
         return not isinstance(self._seen, tuple) or self._seen[1].forget != seen[1].forget

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bpf import abi
 from bpf.kernel import Instance, KernelError, Mode, now_tick
-from bpf.pins import Pins
+from bpf.pins import Pins, locked
 from reconciler import config as configuration
 from reconciler import published, standing
 from reconciler.admission import Why
@@ -167,7 +167,17 @@ class Reconciler:
         self._standing: Standing | None = None  # what is in the maps, once that is known
 
     def reconcile(self, accepted: Accepted, *, wait: float = 0, stale_hops: bool = False) -> View:
-        """One pass: look, write what differs, read again, and let others know."""
+        """One pass: look, write what differs, read again, and let others know.
+
+        Under the kernel boundary's lock: an upgrade may be copying maps, or have gone over to others.
+        """
+        with locked():
+            if self.instance.follow():
+                log.info("another process went over to other maps: following")
+                self.dataplane = PinnedMaps(self.instance, self._progress)
+            return self._passed(accepted, wait, stale_hops=stale_hops)
+
+    def _passed(self, accepted: Accepted, wait: float, *, stale_hops: bool) -> View:
         self.drift, self._began = (), self._uptime()
         live = self._live(accepted, wait, stale_hops=stale_hops)
         self._progress()

@@ -19,6 +19,7 @@ class Side:
     object: str
     tag: str
     abi: int | None
+    id: int = 0  # the kernel's; 0: not loaded yet
 
     def __str__(self) -> str:
         return f"{self.version}, object {self.object}, tag {self.tag}"
@@ -31,6 +32,21 @@ class Resized:
     setting: str
     made: int
     wanted: int
+    maps: tuple[str, ...]  # that are made anew
+    needed: int  # entries that the fullest of them has
+    evicts: bool  # what does not fit is forgotten; else it is in the way
+
+    @property
+    def in_the_way(self) -> bool:
+        return self.needed > self.wanted and not self.evicts
+
+    def __str__(self) -> str:
+        what = f"{self.made} -> {self.wanted}; {self.needed} entries are copied"
+        if self.in_the_way:
+            what = f"{self.made} -> {self.wanted}: too few, {self.needed} are needed"
+        elif self.needed > self.wanted:
+            what += f", {self.needed - self.wanted} of them forgotten"
+        return f"sizes.{self.setting} {what}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +81,11 @@ class Takeover:
             found.append(self.untested)
         return tuple(found)
 
+    @property
+    def obstacles(self) -> tuple[str, ...]:
+        """Why it cannot be done, whoever insists."""
+        return tuple(str(one) for one in self.resized if one.in_the_way)
+
     def document(self) -> dict[str, Any]:
         return {
             "format_version": FORMAT,
@@ -83,6 +104,7 @@ class Takeover:
             "differences": {kind.value: count for kind, count in self._kinds().items()},
             "examples": [self._example(one) for one in self.differences[:SHOWN]],
             "objections": list(self.objections),
+            "obstacles": list(self.obstacles),
         }
 
     def _kinds(self) -> Counter[Kind]:
@@ -112,24 +134,18 @@ class Takeover:
         yield f"running   {self.running}"
         yield f"new       {self.new}"
         if self.outcome == "nothing":
-            yield "nothing to do: this program runs already"
-            yield from self._resizes()
+            yield "nothing to do: this program runs already, over maps of these sizes"
             return
         yield f"takes over on {', '.join(self.interfaces) or 'no interface'}"
         yield (
             f"maps      {self.maps_kept} kept, ABI {self.running.abi};"
             f" {self.live_flows} live flows go on"
         )
-        yield from self._resizes()
-        yield f"loading   {self.load_seconds:.2f} s, while the running program forwards"
-        yield from self._compared()
-
-    def _resizes(self) -> Iterator[str]:
         for one in self.resized:
-            yield (
-                f"sizes     {one.setting}: node.yaml says {one.wanted}, and it stays at {one.made}:"
-                f" `reconciler teardown` and a start change it, and forget {self.live_flows} live flows"
-            )
+            yield f"          {one} ({', '.join(one.maps)})"
+        if self.load_seconds:
+            yield f"loading   {self.load_seconds:.2f} s, while the running program forwards"
+        yield from self._compared()
 
     def _compared(self) -> Iterator[str]:
         if self.packets:

@@ -7,26 +7,33 @@ kernel's pins say what is to be. Nothing forwards otherwise before the last step
 import argparse
 import json
 import sys
-from contextlib import ExitStack
+import time
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from bpf import mapset, record
+from bpf import mapset, record, resizing
 from bpf.abi import Abi
 from bpf.kernel import (
     AbiMismatch,
     Instance,
+    KernelError,
     Sizes,
     Version,
     default_object,
 )
+from bpf.mapset import entries_of
+from bpf.pins import Pins
 from bpf.program import content
+from reconciler import shadows
 from reconciler.commands import Commands
+from reconciler.dataplane import State
 from reconciler.loop import Place, applied
 from reconciler.maps import PinnedMaps
 from reconciler.model import Node
 from reconciler.roster import Roster
 from reconciler.selftest import Selftest, sampled
+from reconciler.shadows import FLOWS
 from reconciler.start import DONE, PENDING, REFUSED, add_place, node_of, place_of
 from reconciler.takeover import Resized, Side, Takeover
 from reconciler.trials import tried
@@ -100,7 +107,20 @@ def run(options: argparse.Namespace) -> int:
             return _upgrade(options, instance, node, place, path)
     except AbiMismatch as error:
         print(f"reconciler: {error}", file=sys.stderr)
+        print(_cost(place, path), file=sys.stderr)
         return REFUSED
+
+
+def _cost(place: Place, path: Path) -> str:
+    """Of a teardown and a start, where nothing can be taken over."""
+    flows = sum(map(entries_of, map(Pins.of(place.instance).map, FLOWS[:2])))
+    started = time.monotonic()
+    with suppress(KernelError), Instance.unpinned("cost", shadows.sizes_for(State()), path):
+        pass
+    return (
+        f"A teardown forgets {flows} flows. Nothing is forwarded from then until the first pass of the"
+        f" start is over: loading alone takes {time.monotonic() - started:.1f} s here"
+    )
 
 
 def _speaks(path: Path) -> None:
@@ -119,26 +139,38 @@ def _upgrade(
     options: argparse.Namespace, instance: Instance, node: Node, place: Place, path: Path
 ) -> int:
     found = examined(instance, node, place, path, options.sample)
-    refused = bool(found.objections) and not options.accept_differences
+    refused = found.obstacles or (found.objections and not options.accept_differences)
     if found.outcome == "pending" and refused:
         found = replace(found, outcome="refused")
     if found.outcome == "pending" and not options.dry_run:
-        instance.replace(path, over=instance.running().program.id)
+        _take_over(instance, node, path, found)
         found = replace(found, outcome="upgraded")
     _show(found, options)
     return _code(found, options)
 
 
+def _take_over(instance: Instance, node: Node, path: Path, found: Takeover) -> None:
+    if found.resized:
+        instance.resize(Sizes(**node.sizes), path, over=found.running.id)
+    else:
+        instance.replace(path, over=found.running.id)
+
+
 def _code(found: Takeover, options: argparse.Namespace) -> int:
     if found.outcome == "refused":
-        for objection in found.objections:
-            print(f"refused: {objection}", file=sys.stderr)
-        print(
-            "nothing was changed. To take over all the same: --accept-differences", file=sys.stderr
-        )
+        _explain(found)
         return REFUSED
     due = found.outcome == "pending" and options.dry_run and options.detailed_exitcode
     return PENDING if due else DONE
+
+
+def _explain(found: Takeover) -> None:
+    for reason in (*found.obstacles, *found.objections):
+        print(f"refused: {reason}", file=sys.stderr)
+    remedy = "To take over all the same: --accept-differences"
+    if found.obstacles:
+        remedy = "Set the sizes in node.yaml so that what is there fits"
+    print(f"nothing was changed. {remedy}", file=sys.stderr)
 
 
 def _show(found: Takeover, options: argparse.Namespace) -> None:
@@ -159,29 +191,42 @@ def examined(instance: Instance, node: Node, place: Place, path: Path, sample: i
         Side(record.version(), record.digest(elf), "", record.abi_of(elf)),
         "pending",
         tuple(one.interface for one in instance.attachments()),
-        maps_kept=len(mapset.names()),
+        maps_kept=len(mapset.names()) - len(resizing.changed(instance.maps, Sizes(**node.sizes))),
         live_flows=sum(live for _, live in instance.maps.live.items()),
         resized=_resized(instance, node),
     )
     if found.new.object == found.running.object:
-        new = replace(found.new, tag=found.running.tag)
-        return replace(found, new=new, outcome="nothing")
+        found = replace(found, new=replace(found.new, tag=found.running.tag))
+        return found if found.resized else replace(found, outcome="nothing")
     return _compared(_tested(found, node, place, path), instance, place, path, sample)
 
 
 def _side(version: Version) -> Side:
     note = version.note
     made_of = (note.version, note.object) if note else ("unknown", "")
-    return Side(*made_of, version.program.tag, int(Abi.VERSION))
+    return Side(*made_of, version.program.tag, int(Abi.VERSION), version.program.id)
 
 
 def _resized(instance: Instance, node: Node) -> tuple[Resized, ...]:
     made, wanted = instance.sizes(), Sizes(**node.sizes)
-    return tuple(
-        Resized(name, getattr(made, name), getattr(wanted, name))
+    changed = resizing.changed(instance.maps, wanted)
+    names = [
+        name
         for name in made.__dataclass_fields__
-        if getattr(made, name) != getattr(wanted, name)
+        if any(mapset.SETTING[m] == name for m in changed)
+    ]
+    return tuple(
+        _resized_as(instance, name, getattr(made, name), getattr(wanted, name), changed)
+        for name in names
     )
+
+
+def _resized_as(
+    instance: Instance, setting: str, made: int, wanted: int, changed: list[str]
+) -> Resized:
+    maps = tuple(name for name in changed if mapset.SETTING[name] == setting)
+    needed = max(resizing.needed(instance.maps, name) for name in maps)
+    return Resized(setting, made, wanted, maps, needed, evicts=setting in FLOWS)
 
 
 def _tested(found: Takeover, node: Node, place: Place, path: Path) -> Takeover:

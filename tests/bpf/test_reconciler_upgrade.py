@@ -9,10 +9,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from bpf import abi, mapset
 from bpf.kernel import Instance
 from bpf.pins import ROOT as PINS
+from bpf.pins import locked
 from tests.support import frames
-from tests.support.box import CLIENT, ROOT, Box, boxed, mac_of
+from tests.support.box import CLIENT, ROOT, WAN_LAN, Box, boxed, mac_of
 from tests.support.instances import REJECTED, compiled
 from tests.support.objects import MARKS, OTHER_HASH, SAME, changed
 
@@ -183,6 +185,20 @@ def test_an_object_of_another_abi_is_refused_by_name(box: Box, objects: dict[str
     assert live(box) == before
 
 
+def test_maps_of_another_abi_are_refused_with_what_a_new_start_costs(box: Box) -> None:
+    meta = box.bed.instance.maps.meta
+    was = meta.get(0)
+    assert was is not None
+    meta.put(0, abi.Meta(abi=99))
+    try:
+        refused = box.run("upgrade", "--dry-run", ok=(4,)).stderr
+    finally:
+        meta.put(0, was)
+    assert "ABI 99" in refused
+    assert re.search(r"forgets \d\d+ flows", refused)
+    assert re.search(r"loading alone takes \d+\.\d s here", refused)
+
+
 def test_a_start_adopts_what_runs_and_says_that_it_is_another_program(
     box: Box, objects: dict[str, Path]
 ) -> None:
@@ -194,3 +210,43 @@ def test_a_start_adopts_what_runs_and_says_that_it_is_another_program(
     assert status["program"]["tag"] == other
     assert status["previous_program"]["tag"] != other
     box.run("upgrade", "--undo")
+
+
+def test_changed_sizes_are_taken_over_with_everything_that_was_there(box: Box) -> None:
+    larger = WAN_LAN.replace('"flows4": 4096', '"flows4": 16384').replace(
+        '"backends": 64', '"backends": 128'
+    )
+    assert larger != WAN_LAN
+    before = content(box)
+    box.write(CONFIG, larger)
+    box.run("--once")  # goes on with the sizes that there are
+    shown = box.run("upgrade", "--dry-run", "--detailed-exitcode", ok=(2,)).stdout
+    assert "sizes.flows4 4096 -> 16384; " in shown
+    assert "entries are copied (flows4)" in shown
+    assert "sizes.backends 64 -> 128" in shown
+    found = json.loads(box.run("upgrade", "--output", "json").stdout)
+    jsonschema.validate(found, SCHEMA)
+    assert found["outcome"] == "upgraded"
+    with Instance.open(box.place.instance) as instance:
+        assert (instance.sizes().flows4, instance.sizes().backends) == (16384, 128)
+    with locked():
+        assert box.bed.instance.follow()
+    assert content(box) == before
+    assert box.reconcile(CONFIG, larger).ops == ()
+    box.write(CONFIG)
+    backends = box.bed.instance.maps.backends
+    backends.put(100, abi.Backend(id=100))
+    refused = box.run("upgrade", ok=(4,))
+    assert "refused: sizes.backends 128 -> 64: too few, 101 are needed" in refused.stderr
+    assert box.bed.instance.sizes().backends == 128
+    backends.put(100, abi.Backend())
+    box.run("upgrade")
+    with locked():
+        box.bed.instance.follow()
+    assert content(box) == before
+
+
+def content(box: Box) -> dict[str, object]:
+    maps = box.bed.instance.maps
+    names = set(mapset.names()) - {"prefilter", "meta"}
+    return {name: dict(maps[name].items()) for name in names}

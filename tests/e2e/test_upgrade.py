@@ -8,16 +8,29 @@ from typing import Any
 
 import pytest
 
-from bpf import replacing
+from bpf import link, pins, replacing, resizing
 from bpf.kernel import Instance
-from tests.support.balancer import CONFIG, PORT, Balancer
+from bpf.pins import Pins
+from tests.support.balancer import BACKEND_PORT, CONFIG, NODE, PORT, Balancer
 from tests.support.instances import die, killed_in
 from tests.support.lab import SERVICE
 from tests.support.objects import DROPS, SAME, changed
 from tests.support.traffic import Connection, Load
 from tests.support.wait import until
 
+CHECKED = """\
+apiVersion: evenkeel/v1
+checks:
+  alive: {type: tcp, every: 300ms, timeout: 200ms, rise: 1, fall: 2}
+"""
 WITH_UDP = CONFIG.replace("[80/tcp]", "[80/tcp, 80/udp]")
+WITH_UDP = WITH_UDP.replace("apiVersion: evenkeel/v1\n", CHECKED).replace(
+    "  web:\n", "  web:\n    check: alive\n"
+)
+LARGER = NODE.replace(
+    "flows4: 8192, flows6: 8192, returns4: 8192",
+    "flows4: 32768, flows6: 8192, returns4: 32768, backends: 8192, services: 2048, pools: 2048",
+)
 STREAMS = 8
 ENOUGH = 10  # requests and probes that each step has to see
 
@@ -27,7 +40,9 @@ def balancer() -> Iterator[Balancer]:
     with Balancer() as made:
         made.config.write_text(WITH_UDP)
         made.start()
-        yield made
+        with made.checker():
+            until(lambda: healthy(made) == {"web1", "web2"}, 20, what="both backends up")
+            yield made
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +68,11 @@ class Streams(contextlib.ExitStack):
 
     def check(self) -> None:
         assert [one.get("/bytes/4000").backend for one in self.open] == self.backends
+
+
+def healthy(balancer: Balancer) -> set[str]:
+    pools = balancer.status()["pools"]
+    return {one["name"] for one in pools[0]["backends"] if one["health"]["state"] == "up"}
 
 
 @contextlib.contextmanager
@@ -165,6 +185,64 @@ def test_killed_half_way_nothing_is_lost_and_the_next_run_finishes(
             assert running(balancer) == before, step
     if undone:
         upgraded(balancer, "--undo")
+
+
+def test_larger_maps_are_taken_over_under_traffic_and_both_daemons_follow(
+    balancer: Balancer,
+) -> None:
+    """Of every kind: flows, and those that the daemons write."""
+    with traffic(balancer) as some:
+        balancer.node.write_text(LARGER)
+        assert "sizes.backends 4096 -> 8192" in upgraded(balancer)
+        some()
+        with Instance.open(balancer.name, read_only=True) as instance:
+            assert instance.sizes().flows4 == 32768
+    balancer.lab.kill_server(balancer.lab.backends[0])
+    until(lambda: healthy(balancer) == {"web2"}, 20, what="web1 down, by the larger health map")
+    assert balancer.answering() == {"web2"}
+    balancer.lab.serve(balancer.lab.backends[0], BACKEND_PORT)
+    until(lambda: healthy(balancer) == {"web1", "web2"}, 20, what="web1 up again")
+    balancer.config.write_text(WITH_UDP.replace("port: 8080}", "port: 8080, weight: 7}", 1))
+    until(
+        lambda: weights(balancer) == [7, 100], 20, what="a change of the file, in the larger maps"
+    )
+    with Instance.open(balancer.name, read_only=True) as instance:
+        written = sorted(entry.weight for _, entry in instance.maps.backends.items())
+    assert written[-2:] == [7, 100]
+    assert "following" in balancer.log
+
+
+def weights(balancer: Balancer) -> list[int]:
+    return sorted(one["weight"] for one in balancer.status()["pools"][0]["backends"])
+
+
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [(link, "update"), (pins, "exchange")],
+    ids=["one link", "exchange"],
+)
+def test_killed_while_it_goes_over_to_other_maps_nothing_is_lost_and_the_daemon_finishes(
+    balancer: Balancer, module: Any, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Instance.open(balancer.name, read_only=True) as instance:
+        before = instance.sizes().flows4
+    wanted = 65536 if before != 65536 else 32768
+    balancer.node.write_text(LARGER.replace("flows4: 32768", f"flows4: {wanted}"))
+    with traffic(balancer) as some:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, step, then_die(getattr(module, step)))
+            killed_in(lambda: upgraded(balancer))
+        some()
+        until(lambda: finished(balancer) == wanted, 20, what="the daemon has finished it")
+        some()
+
+
+def finished(balancer: Balancer) -> int:
+    """The size of the flow map, once nothing is half-way any more."""
+    if resizing.beside(Pins.of(balancer.name)).directory.exists():
+        return 0
+    with Instance.open(balancer.name, read_only=True) as instance:
+        return instance.sizes().flows4
 
 
 def then_die(step: Callable[..., object]) -> Callable[..., None]:
