@@ -20,6 +20,7 @@ from reconciler import durable, report, report_text, sources, standing
 from reconciler.compile import Surroundings
 from reconciler.dataplane import State
 from reconciler.drain import leaving
+from reconciler.expect import ROOM, complete
 from reconciler.follow import Accepted
 from reconciler.look import Live, View, look
 from reconciler.loop import Place, surroundings
@@ -185,10 +186,10 @@ def _between(options: argparse.Namespace) -> tuple[View, Plan]:
     node = node_of(options.node) if options.node.exists() else None
     old, old_config = loaded(options.against, node, "--against")
     new, new_config = loaded(options.config, node, "--config")
-    bare = node or Node(interfaces={})
-    nothing = Live(State(), {}, Surroundings(), room_of(bare))
+    bare = node or complete(Node(interfaces={}))
+    nothing = Live(State(), {}, Surroundings(), room_of(node) if node else ROOM)
     applied_once = look(old_config, bare, nothing, allow_removals=True)
-    live = replace(nothing, actual=applied_once.held)
+    live = replace(nothing, actual=applied_once.held, standing=applied_once.config, sure=True)
     view = look(new_config, bare, live, allow_removals=options.allow_removals)
     plan = report.describe(
         view,

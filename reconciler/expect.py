@@ -51,12 +51,17 @@ class Outcome:
         return f"service {self.service}, {where}"
 
 
-def stage(config: Config, node: Node) -> Stage:
-    node = replace(
+def complete(node: Node) -> Node:
+    """The node with what a file may need of it, where only its absence would matter."""
+    return replace(
         node,
         tunnel_source={**STAND_INS, **node.tunnel_source},
         nat_source={**STAND_INS, **node.nat_source},
     )
+
+
+def stage(config: Config, node: Node) -> Stage:
+    node = complete(node)
     addresses = {one.address for pool in config.pools.values() for one in pool.backends.values()}
     around = Surroundings(dict.fromkeys(addresses, HOP))
     desired = compile_config(config, node, State(), around, ROOM)

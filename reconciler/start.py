@@ -61,7 +61,8 @@ def follower_of(options: argparse.Namespace, source: Source, node: Node, place: 
 
 
 def once(reconciler: Reconciler, accepted: Accepted, follower: Follower) -> int:
-    view = reconciler.reconcile(accepted, wait=PATIENCE)
+    # Routes may have changed while nobody watched: flows look their next hops up anew.
+    view = reconciler.reconcile(accepted, wait=PATIENCE, stale_hops=True)
     keep(reconciler, follower, reconciler.unattached or view)
     if reconciler.unattached:
         raise reconciler.unattached

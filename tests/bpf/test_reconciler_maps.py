@@ -212,6 +212,27 @@ def test_a_backend_that_changes_its_mac_is_followed(box: Box) -> None:
     assert box.send(SYN).frame[:6].hex(":") == mac_of(9)
 
 
+def test_one_pass_after_routes_have_changed_lets_flows_find_their_clients_anew(box: Box) -> None:
+    """No daemon saw that the client's neighbour became another one."""
+    box.neighbour("10.1.2.101", mac_of(1))
+    box.write(QUICK)
+    box.run("--once")
+    assert box.send(SYN).verdict == Verdict.FORWARDED
+    reply = frames.ip("10.1.2.101", CLIENT[4], frames.tcp(8080, 41000, "SA"))
+    lan = box.namespace.ifindex("lan")
+
+    def towards() -> str:
+        outcome = box.bed.send(frames.eth(reply), at=lan)
+        assert outcome.verdict == Verdict.RETURNED
+        return outcome.frame[:6].hex(":")
+
+    assert towards() == "02:00:00:00:00:07"
+    box.namespace.ip(f"neigh replace {CLIENT[4]} lladdr 02:00:00:00:00:99 dev wan nud permanent\n")
+    assert towards() == "02:00:00:00:00:07", "it is kept in the flow"
+    box.run("--once")
+    assert towards() == "02:00:00:00:00:99"
+
+
 def test_a_neighbour_that_falls_silent_is_still_sent_to(box: Box) -> None:
     box.neighbour("10.1.2.101", mac_of(1))
     box.reconcile(QUICK, WAN_LAN)
