@@ -100,6 +100,10 @@ def findings(facts: Facts) -> tuple[Finding, ...]:
     for device in facts.devices:
         found += _device(device, facts)
     found += [*_backends(facts), *_timeouts(facts)]
+    return in_order(found)
+
+
+def in_order(found: Iterable[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(found, key=lambda finding: finding.level is not Level.WARNING))
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from bpf.kernel import KernelError
 from reconciler import config as configuration
-from reconciler import host
+from reconciler import host, pairhost, pairing
 from reconciler.commands import Commands, add_place, run_dir
-from reconciler.doctor import Finding, Level, findings
+from reconciler.doctor import Finding, Level, findings, in_order
+from reconciler.keepalived import Malformed
 from reconciler.loop import Place, applied
 from reconciler.problems import Rejected
 from reconciler.start import node_of
@@ -21,6 +22,8 @@ examples:
   reconciler doctor
   reconciler doctor --node node.yaml --config lb.yaml
         before anything runs: the files say which interfaces and backends to look at
+  reconciler doctor --keepalived /etc/keepalived/keepalived.conf --keepalived lb2/keepalived.conf
+        also whether the pair fails over: this node's file first, then its peers'
   reconciler doctor --output json | jq -r '.findings[].mend'
 
 exit codes: 0 nothing is wrong (notes do not count); 2 there are warnings; 1 cannot look
@@ -50,6 +53,15 @@ def add(commands: Commands) -> None:
         metavar="FILE",
         help="which backends to look at (default: what was applied last)",
     )
+    parser.add_argument(
+        "--keepalived",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="also whether keepalived will run the check script, and what the weights come to;"
+        " once more for each peer's file",
+    )
     parser.add_argument("--output", dest="format", choices=("text", "json"), default="text")
     add_place(parser)
     parser.set_defaults(run=run)
@@ -58,7 +70,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> int:
     try:
         found = looked(options)
-    except (KernelError, OSError, Rejected) as error:
+    except (KernelError, OSError, Rejected, Malformed) as error:
         print(f"reconciler doctor: cannot look: {error}", file=sys.stderr)
         return CANNOT_LOOK
     print(document(found) if options.format == "json" else text(found))
@@ -70,7 +82,13 @@ def looked(options: argparse.Namespace) -> tuple[Finding, ...]:
     config = applied(Place(options.instance, run_dir(options), options.state_dir))
     if options.services:
         config = configuration.load(options.services.read_text(), str(options.services))
-    return findings(host.read(own, config, options.instance))
+    facts = host.read(own, config, options.instance)
+    found = findings(facts)
+    if not options.keepalived:
+        return found
+    pair = pairhost.read(options.keepalived, list(own.interfaces))
+    outs = {reach.address: reach.out for reach in facts.reaches}
+    return in_order((*found, *pairing.examined(pair), *pairing.forged(config, pair, outs)))
 
 
 def document(found: Sequence[Finding]) -> str:
