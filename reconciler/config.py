@@ -6,7 +6,7 @@ node that has room for it.
 
 import functools
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from reconciler import checks as check_options
@@ -32,7 +32,8 @@ from reconciler.model import (
     Service,
     Then,
 )
-from reconciler.problems import Mark, Problem, Rejected, did_you_mean
+from reconciler.problems import SHOWN, Mark, Problem, Rejected, did_you_mean
+from reconciler.sound import Sound, sound
 from reconciler.yamlpos import Content, Map, Seq
 
 MAX_PORT = 65535
@@ -40,22 +41,31 @@ MAX_PORT = 65535
 
 def load(text: str, file: str = "lb.yaml") -> Config:
     """The configuration that the text describes. Rejected carries every problem at once."""
-    root = parse(text, file, "config")
-    return _Reader(root, file, text).config()
+    root, found = _read(text, "config")
+    if not found:
+        return _Reader(Sound(root), file, text).config()
+    if there := sound(root, found):
+        found += _Reader(there, file, text).problems()
+    raise Rejected(file, found, text)
 
 
 def parse(text: str, file: str, schema: str) -> Map:
     """A mapping that is well-formed YAML and has the schema's shape."""
+    root, found = _read(text, schema)
+    if found:
+        raise Rejected(file, found, text)
+    return root
+
+
+def _read(text: str, schema: str) -> tuple[Map, list[Problem]]:
+    """What is wrong with it is no mapping, perhaps."""
     document = yamlpos.read(text)
     found = list(document.problems)
     if document.root is not None or not found:
         doubtful = {problem.mark for problem in found}
         shaped = shape.problems(document.root, schema)
         found += [problem for problem in shaped if problem.mark not in doubtful]
-    if found:
-        raise Rejected(file, found, text)
-    root: Map = document.root
-    return root
+    return document.root, found
 
 
 def sealed(text: str) -> bool:
@@ -70,11 +80,27 @@ def percent(text: str) -> int:
 class _Reader:
     """Adds meaning to a well-shaped document; collects what has none."""
 
-    def __init__(self, root: Map, file: str, text: str) -> None:
-        self._root = root
+    def __init__(self, there: Sound, file: str, text: str) -> None:
+        self._root, self._doubtful = there.root, there.doubtful
         self._file = file
         self._text = text
         self._problems: list[Problem] = []
+
+    def problems(self) -> tuple[Problem, ...]:
+        """What it means, apart."""
+        try:
+            self.config()
+        except Rejected as error:
+            return error.problems
+        return ()
+
+    def _is_there(self, section: str, name: str, known: Collection[str]) -> bool:
+        """What has errors of its own is not said to be missing."""
+        return name in known or name in self._doubtful.get(section, ())
+
+    def _near(self, name: str, known: Collection[str]) -> str:
+        """A hint, for as many problems as are shown: looking for the nearest of many takes long."""
+        return did_you_mean(name, known) if len(self._problems) < SHOWN else ""
 
     def config(self) -> Config:
         checks = {
@@ -124,7 +150,7 @@ class _Reader:
             self._complain(at.keys_at["backends"], message, "for maintenance say state: down")
         if check and not check.port and check.type is not CheckType.ICMP:
             self._checkable(section, backends, where)
-        if "initial" in at and not check:
+        if "initial" in at and "check" not in at:
             self._complain(at.keys_at["initial"], f"{where}: 'initial' needs a check")
         origin = self._origin(self._root["pools"], name)
         drain = self._drain(at)
@@ -143,9 +169,9 @@ class _Reader:
 
     def _check_of(self, at: Map, checks: Mapping[str, Check], where: str) -> Check | None:
         name = at.get("check")
-        if name is not None and name not in checks:
+        if name is not None and not self._is_there("checks", name, checks):
             mark = at.values_at["check"]
-            self._complain(mark, f"{where}: there is no check {name!r}", did_you_mean(name, checks))
+            self._complain(mark, f"{where}: there is no check {name!r}", self._near(name, checks))
         return checks.get(name) if name else None
 
     def _backend(self, where: str, section: Map, name: str) -> Backend | None:
@@ -207,8 +233,8 @@ class _Reader:
 
     def _pool_names(self, listed: Seq, pools: Mapping[str, Pool], where: str) -> tuple[str, ...]:
         for name, mark in zip(listed, listed.values_at, strict=True):
-            if name not in pools:
-                hint = did_you_mean(name, pools)
+            if not self._is_there("pools", name, pools):
+                hint = self._near(name, pools)
                 self._complain(mark, f"{where}: there is no pool {name!r}", hint)
         return tuple(name for name in listed if name in pools)
 
@@ -231,7 +257,8 @@ class _Reader:
     def _families_agree(
         self, service: Service, at: Map, pools: Mapping[str, Pool], where: str
     ) -> None:
-        if not service.forward.translates or not service.pools:
+        whole = len(service.pools) == len(at["pools"])  # else who knows what is in the others
+        if not service.forward.translates or not service.pools or not whole:
             return
         offered = {
             backend.address.version

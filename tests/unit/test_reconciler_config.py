@@ -133,6 +133,49 @@ def test_all_errors_in_one_run_in_the_order_of_the_file() -> None:
     ]  # fmt: skip
 
 
+BROKEN = (
+    PLAIN.replace("services:\n", "  bad: {backends: 7}\nservices:\n").replace(
+        "pools: [web]}", "pools: [web, bad]}"
+    )
+    + "  old: {addresses: [192.0.2.77], port: [1/tcp], pools: [web]}\n"
+)
+
+
+def messages(text: str) -> list[str]:
+    return [line for line in errors(text).splitlines() if ": error: " in line]
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("[web, bad]", "[wbe, bad]", "there is no pool 'wbe'"),
+        ("{backends: {web1", "{check: alive, backends: {web1", "there is no check 'alive'"),
+        ("80/tcp", "70000/tcp", "port 70000 is above 65535"),
+        ("10.1.2.101", "192.0.2.10", "192.0.2.10 is an address of service 'www'"),
+        ("8080", "8080, weight: 0", "all weights are 0"),
+        ("[web, bad]", "[web, bad], direct: true, forward: dsr", "direct does not go with dsr"),
+    ],
+)
+def test_what_a_sound_entry_means_is_judged_beside_others_that_are_none(
+    right: str, wrong: str, message: str
+) -> None:
+    """And nothing is said that only follows from an entry with errors of its own."""
+    before = messages(BROKEN)
+    assert len(before) == 2, "a mapping is expected; unknown key: no pool is said to be missing"
+    after = messages(BROKEN.replace(right, wrong, 1))
+    assert len(after) == 3
+    assert any(message in line for line in after)
+
+
+def test_nothing_is_guessed_where_a_section_is_wrong() -> None:
+    (only,) = messages(PLAIN.replace("pools:\n", "poolz:\n", 1).replace("[web]", "[wbe]"))
+    assert "unknown key 'poolz'" in only
+    wrong = PLAIN.replace("pools:\n", "defaults: {panic: 7}\npools:\n", 1).replace("[web]", "[wbe]")
+    assert len(messages(wrong)) == 1
+    (six,) = messages(BROKEN.replace("[192.0.2.10]", '["2001:db8::10"]'))[1:-1] or [""]
+    assert not six, "what bad has for backends nobody knows"
+
+
 WRONG = [
     ("evenkeel/v1", "evenkeel/v2", "format evenkeel/v2 is not this program's evenkeel/v1"),
     ("10.1.2.101", "10.1.2.300", "'10.1.2.300' is no IPv4 or IPv6 address"),
