@@ -29,7 +29,7 @@ unit property bpf e2e: build ## one kind of test
 check: build ## everything that needs no traffic: style, types, arrows, generated files, schemas, examples
 	@scripts/check
 
-bench: build ## nanoseconds per packet, as multiples of a trivial program (root). ARGS="--part health": of a health check
+bench: build ## nanoseconds per packet, as multiples of a trivial program (root). ARGS="--part health": of a health check; control: of passes
 	@command -v haproxy >/dev/null || scripts/setup bench
 	@$(PYTHON) -m tests.bench $(ARGS)
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bpf.errors import KernelError
-from tests.bench import dataplane, health, profile, report
+from tests.bench import control, dataplane, health, profile, report
 from tests.bench.wrapper import BenchError
 
 RESULT = Path("build/bench/dataplane.json")
@@ -18,9 +18,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument(
         "--part",
-        choices=("dataplane", "health"),
+        choices=("dataplane", "health", "control"),
         default="dataplane",
-        help="what a packet costs, or what a health check does, beside HAProxy",
+        help="what a packet costs; a health check, beside HAProxy; or the reconciler with 10,000 backends",
     )
     parser.add_argument("--quick", action="store_true", help="few rounds: for a first look")
     parser.add_argument(
@@ -58,6 +58,8 @@ def main() -> int:
         return 1
     if options.part == "health":
         return health.bench(options.case, quick=options.quick)
+    if options.part == "control":
+        return control.bench(quick=options.quick, say=say)
     try:
         (profile.show if options.profile else bench)(options)
     except (BenchError, KernelError) as error:
