@@ -12,8 +12,7 @@ from typing import Any, NoReturn
 from bpf.kernel import Instance, KernelError, NotLoaded, Sizes, instances, teardown
 from bpf.pins import Pins, entries
 from readiness.manager import ServiceManager
-from reconciler import capacity, dry, shape, sources
-from reconciler import config as configuration
+from reconciler import dry, shape, sources
 from reconciler.board import Board
 from reconciler.commands import (
     apply,
@@ -27,6 +26,7 @@ from reconciler.commands import (
     suspend,
     sync,
     upgrade,
+    validate,
 )
 from reconciler.control import SOCKET, NotRunning, Refused, Requests
 from reconciler.counting import NAME as COUNTERS
@@ -47,15 +47,14 @@ from reconciler.loop import (
     applied,
     writer,
 )
-from reconciler.model import Config, Node
+from reconciler.model import Node
 from reconciler.neigh import Neighbours
 from reconciler.observer import NAME as CONDITIONS
 from reconciler.observer import Observer
 from reconciler.orders import Orders
 from reconciler.overrides import Unusable
 from reconciler.pair import Pair
-from reconciler.parts import node_problems
-from reconciler.problems import Problem, Rejected, did_you_mean
+from reconciler.problems import Rejected, did_you_mean
 from reconciler.release import outdated
 from reconciler.revision import SourceError
 from reconciler.source import Poke, Source
@@ -66,13 +65,11 @@ from reconciler.start import (
     REJECTED,
     USAGE,
     add_place,
-    content,
     follower_of,
     node_of,
     once,
     place_of,
 )
-from reconciler.trials import tried
 
 log = logging.getLogger("reconciler")
 EXAMPLES = """\
@@ -144,20 +141,13 @@ def parser() -> argparse.ArgumentParser:
     commands = arguments.add_subparsers(title="commands", metavar="")
     _add_commands(commands.add_parser)
     for command in (
-        apply, doctor, explain, history, override, replay, rollback, status, suspend, sync, upgrade,
+        apply, doctor, explain, history, override, replay, rollback, status, suspend, sync, upgrade, validate,
     ):  # fmt: skip
         command.add(commands)
     return arguments
 
 
 def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    validate = add("validate", help="say everything that is wrong with files", allow_abbrev=False)
-    validate.add_argument("files", nargs="*", type=Path, metavar="FILE", help="default: --config")
-    validate.add_argument("--config", type=Path, metavar="FILE", help="one more file to validate")
-    validate.add_argument(
-        "--node", type=Path, metavar="FILE", help="also whether the files suit this node.yaml"
-    )
-    validate.set_defaults(run=validate_files)
     schema = add("schema", help="print the schema of a file", allow_abbrev=False)
     schema.add_argument(
         "name",
@@ -174,6 +164,7 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
             "replay",
             "upgrade",
             "explain",
+            "validate",
         ),
     )
     schema.set_defaults(run=print_schema)
@@ -306,38 +297,6 @@ def desk_of(
     orders = Orders(place.state_dir, backends, source.hurry)
     heart = Heart(place.run_dir, place.instance, node.interfaces)
     return Desk(board, requests, orders, observer, heart)
-
-
-def validate_files(options: argparse.Namespace) -> int:
-    node = node_of(options.node) if options.node else None
-    files = [*options.files, *([options.config] if options.config else [])]
-    if not files and not node:
-        files = [Path("/etc/evenkeel/lb.yaml")]
-    wrong = 0
-    for path in files:
-        try:
-            print(f"{path}: ok{_validate(path, node)}")
-        except Rejected as error:
-            wrong += 1
-            print(error, file=sys.stderr)
-    return REJECTED if wrong else DONE
-
-
-def _validate(path: Path, node: Node | None) -> str:
-    """How its tests were run, if it has any."""
-    text = content(path, "name the files to validate, or one with --config").decode()
-    config = configuration.load(text, str(path))
-    if node and (found := node_problems(config, node) or _too_large(config, node)):
-        raise Rejected(str(path), found, text)
-    tests = tried(config, node)
-    if tests.problems:
-        raise Rejected(str(path), tests.problems, text)
-    return f"; {tests}" if tests.count else ""
-
-
-def _too_large(config: Config, node: Node) -> list[Problem]:
-    """What would stay blocked on this node."""
-    return capacity.problems(config, node, dry.room_of(node))
 
 
 def print_schema(options: argparse.Namespace) -> int:
