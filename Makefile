@@ -3,6 +3,7 @@
 .PHONY: help setup build abi reference test unit property bpf e2e check bench demo clean
 PYTHON := .venv/bin/python
 OBJECT := build/lb.bpf.o
+OBJECTS := $(OBJECT) build/via.bpf.o
 CLANG ?= clang
 BPF_FLAGS := -O2 -g -target bpf -mcpu=v3 -Wall -Wextra -I/usr/include/$(shell uname -m)-linux-gnu
 
@@ -12,7 +13,7 @@ help: ## this list
 setup: ## once per machine: distribution packages (as root) and .venv
 	@scripts/setup
 
-build: setup $(OBJECT) build/table.so ## compile the packet program, and the fast way to fill tables
+build: setup $(OBJECTS) build/table.so ## compile the packet programs, and the fast way to fill tables
 
 abi: build ## write bpf/abi.py anew from the object
 	$(PYTHON) -m bpf.abigen $(OBJECT) >build/abi.py && mv build/abi.py bpf/abi.py
@@ -44,8 +45,8 @@ build/%.so: reconciler/%.c Makefile
 	@mkdir -p build
 	@$(CLANG) -O2 -Wall -Wextra -fPIC -shared -ffreestanding -nostdlib $< -o $@.new && mv $@.new $@
 
-$(OBJECT): $(wildcard bpf/*.c bpf/*.h) Makefile
+build/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h) Makefile
 	@echo "== compiling $@"
 	@command -v $(CLANG) >/dev/null || { echo "no $(CLANG): sudo make setup, or apt-get install clang" >&2; exit 1; }
 	@mkdir -p build
-	@$(CLANG) $(BPF_FLAGS) -c bpf/lb.bpf.c -o $@.new && mv $@.new $@
+	@$(CLANG) $(BPF_FLAGS) -c $< -o $@.new && mv $@.new $@

@@ -5,7 +5,11 @@ from pathlib import Path
 from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
 
-COMPILED = {"build/lb.bpf.o": "bpf/lb.bpf.o", "build/table.so": "reconciler/libtable.so"}
+COMPILED = {
+    "build/lb.bpf.o": "bpf/lb.bpf.o",
+    "build/via.bpf.o": "bpf/via.bpf.o",
+    "build/table.so": "reconciler/libtable.so",
+}
 
 
 class BuildPy(build_py):  # type: ignore[misc]  # setuptools has no types

@@ -206,6 +206,25 @@ struct prefilter {
 	__u8 kinds[PREFILTER_SIZE];
 };
 
+/* Health checks by the way that clients take: healthcheck marks the socket, and via.bpf.c
+ * sends what carries the mark as `probes` says. A mark is PROBE_MARK in the upper bits.
+ */
+enum probe_layout {
+	PROBE_MARK = 0xeb5,
+	PROBE_NUMBER_BITS = 20,
+	PROBE_LIMIT = 65536,	/* at most so many; the map has room for a change of all of them */
+};
+
+struct probe {
+	union address backend;	/* where the socket is connected to */
+	union address service;	/* whom the packet is for */
+	union address source;	/* of the outer header: zero in dsr */
+	__be16 gue_port;
+	__u8 forward;		/* dsr, ipip or gue */
+	__u8 family;		/* of all three addresses */
+	__u32 zero;
+};
+
 /* The program reads nothing here: it is for whoever asks what this box forwards. */
 struct meta {
 	__u32 abi;
@@ -373,6 +392,7 @@ _Static_assert(sizeof(struct frontend) == 32, "frontend has a hole");
 _Static_assert(sizeof(struct service) == 64, "service is one cache line");
 _Static_assert(sizeof(struct backend) == 64, "backend is one cache line");
 _Static_assert(sizeof(struct settings) == 96, "settings has a hole");
+_Static_assert(sizeof(struct probe) == 56, "probe has a hole");
 _Static_assert(sizeof(struct meta) == 120, "meta has a hole");
 _Static_assert(sizeof(struct health) == 8, "health is one write");
 _Static_assert(sizeof(struct flow4_key) == 16, "flow4_key has a hole");

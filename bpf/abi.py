@@ -282,6 +282,31 @@ class Prefilter(Record):
     _fields_ = (("kinds", c_uint8 * 65536),)
 
 
+class ProbeLayout(IntEnum):
+    MARK = 3765
+    NUMBER_BITS = 20
+    LIMIT = 0x10000
+
+
+class Probe(Record):
+    backend: Address
+    service: Address
+    source: Address
+    gue_port: int
+    forward: int
+    family: int
+    zero: int
+    _fields_ = (
+        ("backend", Address),
+        ("service", Address),
+        ("source", Address),
+        ("gue_port", be16),
+        ("forward", c_uint8),
+        ("family", c_uint8),
+        ("zero", c_uint32),
+    )
+
+
 class Meta(Record):
     abi: int
     phase: int

@@ -6,12 +6,10 @@
 
 #include "csum.h"
 #include "flow.h"
+#include "outer.h"
 #include "parse.h"
 #include "select.h"
 
-#define OUTER_TTL 64
-#define GUE_PORT_BASE 0xc000
-#define GUE_PORT_SPREAD 0x3fff
 #define MAX_OVERHEAD 48
 
 /* Twelve bytes that lie together in a backend, in a hop (both aligned to four) and in a frame. */
@@ -171,46 +169,6 @@ static __always_inline void backend_tuple(const struct packet *p, const struct s
 
 /* ---- encapsulation ---- */
 
-struct outer_udp {
-	__be16 source;
-	__be16 dest;
-	__be16 length;
-	__u16 csum;
-};
-
-static __always_inline __u8 class_of(void *header, __u8 family)
-{
-	__u8 *bytes = header;
-
-	return family == 4 ? bytes[1] : (bytes[0] << 4 | bytes[1] >> 4);
-}
-
-static __always_inline void outer_ipv4(struct iphdr *ip, __u8 class, __u16 length, __u8 proto, const struct backend *b)
-{
-	__u32 first = 0x45 | (__u32)class << 8 | (__u32)bpf_htons(length) << 16;
-	__u32 second = (__u32)bpf_htons(IP_DONT_FRAGMENT) << 16; /* id 0 */
-	__u32 third = OUTER_TTL | (__u32)proto << 8;
-	__u32 source = settings.tunnel_source4.v4, destination = b->addr.v4;
-	__u64 sum = (__u64)first + second + third + source + destination;
-	__u32 *word = (__u32 *)ip;
-
-	word[0] = first;
-	word[1] = second;
-	word[2] = third | (__u32)(__u16)~fold(sum) << 16;
-	word[3] = source;
-	word[4] = destination;
-}
-
-static __always_inline void outer_ipv6(struct ipv6hdr *ip, __u8 class, __u16 length, __u8 proto, const struct backend *b)
-{
-	*(__u32 *)ip = bpf_htonl(6U << 28 | (__u32)class << 20);
-	ip->payload_len = bpf_htons(length - sizeof(*ip));
-	ip->nexthdr = proto;
-	ip->hop_limit = OUTER_TTL;
-	__builtin_memcpy(&ip->saddr, &settings.tunnel_source6, 16);
-	__builtin_memcpy(&ip->daddr, &b->addr, 16);
-}
-
 /* Sum of `length` bytes of the frame from `offset`, read one by one in pairs:
  * only for the few packets whose own checksum says nothing about all of them.
  */
@@ -309,17 +267,17 @@ static __always_inline int encapsulate(struct xdp_md *ctx, const struct packet *
 	if (l3 + (b->family == 4 ? sizeof(struct iphdr) : sizeof(struct ipv6hdr)) > end)
 		return VERDICT_NO_HEADROOM;
 	if (b->family == 4) {
-		outer_ipv4(l3, class, length, proto, b);
+		outer_ipv4(l3, class, length, proto, &settings.tunnel_source4, &b->addr);
 		udp = l3 + sizeof(struct iphdr);
 	} else {
-		outer_ipv6(l3, class, length, proto, b);
+		outer_ipv6(l3, class, length, proto, &settings.tunnel_source6, &b->addr);
 		udp = l3 + sizeof(struct ipv6hdr);
 	}
 	if (!gue)
 		return GO_ON;
 	if ((void *)(udp + 1) > end)
 		return VERDICT_NO_HEADROOM;
-	udp->source = bpf_htons(GUE_PORT_BASE | (hash & GUE_PORT_SPREAD));
+	udp->source = gue_source(hash);
 	udp->dest = settings.gue_port;
 	udp->length = bpf_htons(p->length + sizeof(*udp));
 	udp->csum = 0;

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bpf import adopting, link, mapset, pins, program, record, replacing, resizing, sweeping
+from bpf import adopting, link, mapset, pins, program, record, replacing, resizing, sweeping, via
 from bpf.abi import Abi, Limit, Meta, Sweep
 from bpf.adopting import Version
 from bpf.errors import (
@@ -149,6 +149,11 @@ class Instance:
         """A program with maps of its own, seen by nobody else and gone when it is closed."""
         loaded = program.load(object_path or default_object(), sizes, {})
         return cls(name, adopting.typed(loaded.maps, None), loaded.program, loaded.sweep, home=None)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether others see it: a shadow they do not."""
+        return self._home is not None
 
     def sizes(self) -> Sizes:
         """What the maps were made with."""
@@ -303,6 +308,7 @@ def teardown(name: str) -> None:
     """Detach and unpin an instance of whatever version, whole or not."""
     home = Pins.of(name)
     with pins.locked():
+        via.remove(name, known=home.interfaces())
         for interface in home.interfaces():
             link.detach(home.link(interface))
         gone = home.directory.with_name(pins.REMOVING + name)

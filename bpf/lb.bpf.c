@@ -138,6 +138,8 @@ struct contract {
 	enum health_state health_state;
 	enum side side;
 	enum flow_state flow_state;
+	enum probe_layout probe_layout; /* via.bpf.c's */
+	struct probe probe;
 	enum verdict verdict;
 };
 

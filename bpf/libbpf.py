@@ -45,6 +45,11 @@ PROTOTYPES: _Prototypes = {
     "bpf_xdp_attach": (c_int, [c_int, c_int, c_uint32, c_void_p]),
     "bpf_xdp_detach": (c_int, [c_int, c_uint32, c_void_p]),
     "bpf_xdp_query": (c_int, [c_int, c_int, c_void_p]),
+    "bpf_tc_hook_create": (c_int, [c_void_p]),
+    "bpf_tc_hook_destroy": (c_int, [c_void_p]),
+    "bpf_tc_attach": (c_int, [c_void_p, c_void_p]),
+    "bpf_tc_detach": (c_int, [c_void_p, c_void_p]),
+    "bpf_tc_query": (c_int, [c_void_p, c_void_p]),
     "bpf_object__open_file": (c_void_p, [PATH, c_void_p]),
     "bpf_object__load": (c_int, [c_void_p]),
     "bpf_object__close": (None, [c_void_p]),
@@ -232,6 +237,21 @@ class XdpMd(ctypes.Structure):
         ("ingress_ifindex", c_uint32),
         ("rx_queue_index", c_uint32),
         ("egress_ifindex", c_uint32),
+    )
+
+
+class SkBuff(ctypes.Structure):
+    """Likewise of a traffic control program: struct __sk_buff, as far as it can be given."""
+
+    _fields_ = (
+        ("len", c_uint32),
+        ("pkt_type", c_uint32),
+        ("mark", c_uint32),
+        ("rest", c_uint32 * 38),
+        ("gso_segs", c_uint32),
+        ("sk", c_uint64),
+        ("gso_size", c_uint32),
+        ("tail", c_uint32),
     )
 
 

@@ -30,6 +30,7 @@ RESIZING = (
     "resizing:"  # an instance over larger maps, on its way in; or, after that, the one before
 )
 AT_FDCWD, RENAME_EXCHANGE = -100, 1 << 1
+VIA = "via"  # what checks with `via: service` need, while any does
 TABLES = ("tables", "spares")  # inner maps are pinned beside the maps that name them
 NEXT = ":next"  # a program on its way in
 PREVIOUS = ":previous"  # the one before, kept for going back

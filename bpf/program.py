@@ -69,13 +69,25 @@ class Loaded:
     maps: dict[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class SkbRun:
+    """What a traffic control program did with a frame; `code` is one of TC_ACT_*."""
+
+    code: int
+    frame: bytes
+
+
 def default_object() -> Path:
     """EVENKEEL_OBJECT, else the one beside this package, else the one that `make` builds."""
     if chosen := os.environ.get(OBJECT):
         return Path(chosen)
+    return object_beside("lb.bpf.o")
+
+
+def object_beside(name: str) -> Path:
     here = Path(__file__).parent
-    installed = here / "lb.bpf.o"
-    return installed if installed.exists() else here.parent / "build" / "lb.bpf.o"
+    installed = here / name
+    return installed if installed.exists() else here.parent / "build" / name
 
 
 def load(
@@ -98,7 +110,7 @@ def load(
 
 
 def _load(path: Path, sizes: Sizes, reuse: Mapping[str, int], *, sweep: bool) -> Loaded:
-    with libbpf.captured() as said, _opened(path, said) as handle:
+    with libbpf.captured() as said, opened(path, said) as handle:
         _prepare(handle, path, sizes, reuse)
         lib = libbpf.lib()
         second = lib.bpf_object__find_program_by_name(handle, SWEEP)
@@ -121,7 +133,7 @@ def check_file(path: Path) -> None:
 
 
 @contextmanager
-def _opened(path: Path, said: list[str]) -> Iterator[int]:
+def opened(path: Path, said: list[str]) -> Iterator[int]:
     check_file(path)
     handle = libbpf.lib().bpf_object__open_file(os.fsencode(path), None)
     if not handle:
@@ -225,6 +237,24 @@ def run_live(fd: int, frame: bytes, *, ifindex: int, repeat: int, batch: int) ->
     options = _test(frame, ifindex, repeat=repeat, flags=LIVE_FRAMES, batch_size=batch)
     _run(fd, options, f"{repeat} live frames from interface {ifindex}")
     return int(options.duration)
+
+
+def run_skb(fd: int, frame: bytes, *, mark: int = 0, gso_size: int = 0, flags: int = 0) -> SkbRun:
+    """BPF_PROG_TEST_RUN of one frame in a socket buffer."""
+    out = ctypes.create_string_buffer(len(frame) + GROWTH)
+    context = libbpf.SkBuff(mark=mark, gso_size=gso_size, gso_segs=2 if gso_size else 0)
+    options = TestRunOptions(
+        data_in=ctypes.cast(ctypes.c_char_p(frame), ctypes.c_void_p),
+        data_size_in=len(frame),
+        data_out=ctypes.addressof(out),
+        data_size_out=len(out),
+        ctx_in=ctypes.addressof(context),
+        ctx_size_in=ctypes.sizeof(context),
+        flags=flags,
+    )
+    _run(fd, options, f"a test run of {len(frame)} bytes")
+    code = ctypes.c_int32(options.retval).value
+    return SkbRun(code, out.raw[: options.data_size_out])
 
 
 def run_on(fd: int, context: ctypes.Structure) -> None:

@@ -119,8 +119,10 @@ def _catch_up(home: Pins, there: Pins) -> None:
 
 
 def _link_all(home: Pins, there: Pins) -> None:
-    """Second names of what both have: tables and links, as they are now."""
-    for folder in ("links", *pins.TABLES):
+    """Second names of what both have: tables, links and what checks need, as they are now."""
+    if (home.directory / pins.VIA).exists():
+        (there.directory / pins.VIA).mkdir(exist_ok=True)
+    for folder in ("links", pins.VIA, *pins.TABLES):
         for name in entries(there.directory / folder):
             (there.directory / folder / name).unlink()
         for name in entries(home.directory / folder):

@@ -130,10 +130,10 @@ static __always_inline int short_encapsulate(struct xdp_md *ctx, struct lane *la
 	lane->frame = frame;
 	*ethertype(frame) = bpf_htons(ETH_P_IP);
 	outer_ipv4(ip_of(frame), class, lane->length + extra, gue ? IPPROTO_UDP : IPPROTO_IPIP,
-		   lane->backend);
+		   &settings.tunnel_source4, &lane->backend->addr);
 	if (gue) {
 		udp = udp_of(frame);
-		udp->source = bpf_htons(GUE_PORT_BASE | (hash & GUE_PORT_SPREAD));
+		udp->source = gue_source(hash);
 		udp->dest = settings.gue_port;
 		udp->len = bpf_htons(lane->length + sizeof(*udp));
 		udp->check = 0;

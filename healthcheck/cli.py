@@ -95,14 +95,14 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser()
     options = arguments.parse_args(argv)
-    if options.command == "probe":
-        return try_one(options)
     if options.output and not options.once:
         arguments.error("--output goes with --once: otherwise nothing is printed but the log")
     if not options.instance or "/" in options.instance or options.instance.startswith("."):
         arguments.error(f"--instance {options.instance!r}: a name, not a path")
     run_dir: Path = options.run_dir or RUN_DIR / options.instance
     targets_path: Path = options.targets or run_dir / "targets.json"
+    if options.command == "probe":
+        return try_one(options, targets_path)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     in_flight = room(raise_descriptor_limit())
     try:
@@ -114,9 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OWN_ERROR
 
 
-def try_one(options: argparse.Namespace) -> int:
+def try_one(options: argparse.Namespace, targets_path: Path) -> int:
     try:
-        outcome = trace.probe(options.url, options.timeout, options.set)
+        outcome = trace.probe(options.url, options.timeout, options.set, targets_path)
     except (TargetsError, OSError, ValueError) as error:
         print(f"healthcheck: {error}", file=sys.stderr)
         return OWN_ERROR

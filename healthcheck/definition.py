@@ -2,19 +2,20 @@
 
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from ipaddress import ip_address
 
 from healthcheck import dns, web
 from healthcheck.echo import Echo
-from healthcheck.endpoint import ANY, Origin, endpoint
+from healthcheck.endpoint import ANY, Endpoint, Origin, endpoint
 from healthcheck.exchange import Exchange, Reason, Result, Words
 from healthcheck.health import Outcome, Thresholds
 from healthcheck.probes import Attempt, Datagram, Probe, Tcp
 from healthcheck.schedule import JITTER
 from healthcheck.stock import Stock
 from healthcheck.tls import SYSTEM, Client, Trust, begin
+from healthcheck.ways import Leg, NotReady, Ways
 
 WARNING = 14 * 86400.0  # seconds before a certificate ends
 
@@ -87,6 +88,19 @@ class Check:
         return hash((self.type, self.timeout, self.pacing.every))
 
 
+SEGMENT = 1024  # bytes in a packet of a way: fits into any encapsulation, on any path
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """To a backend as clients of a service get there: the mark says how."""
+
+    service: str
+    address: str
+    port: int
+    mark: int  # 0: it is not prepared
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """What is probed. Backends that share it are probed once."""
@@ -94,6 +108,7 @@ class Subject:
     address: str
     port: int
     check: Check
+    via: tuple[Way, ...] = ()  # instead of address and port as such
 
     def __str__(self) -> str:
         where = f"[{self.address}]" if ":" in self.address else self.address
@@ -101,7 +116,8 @@ class Subject:
 
     def identity(self) -> str:
         """The same in every process: when it is probed depends on it."""
-        return f"{self} {self.check.type} {self.check.http.host} {self.check.http.path}"
+        said = f"{self} {self.check.type} {self.check.http.host} {self.check.http.path}"
+        return " ".join([said, *(f"{way.address}:{way.port}" for way in self.via)])
 
     def probe(self, stock: Stock) -> Probe:
         """OSError nowhere: what this machine lacks is said by each attempt, until it is there."""
@@ -111,8 +127,21 @@ class Subject:
             return Later(lambda: self._probe(stock))
 
     def _probe(self, stock: Stock) -> Probe:
+        if self.via:
+            return Ways([self._leg(way, stock) for way in self.via])
+        return self._to(endpoint(self.address, self.port, self.check.origin), stock)
+
+    def _leg(self, way: Way, stock: Stock) -> Leg:
+        """As to the service's address: only the socket knows better."""
+        meant = Subject(way.address, way.port, self.check)
+        what = f"{meant} of {way.service}"
+        if not way.mark:
+            return Leg(what, NotReady())
+        origin = replace(self.check.origin, mark=way.mark, segment=SEGMENT)
+        return Leg(what, meant._to(endpoint(self.address, way.port, origin), stock))
+
+    def _to(self, where: Endpoint, stock: Stock) -> Probe:
         check = self.check
-        where = endpoint(self.address, self.port, check.origin)
         if check.type in {"tcp", "http", "https"}:
             return Tcp(where, self._over_tcp(), stock, keep=check.http.keep_alive)
         return Datagram(where, self._over_datagrams(), echo=check.type == "icmp")

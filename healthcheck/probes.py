@@ -83,8 +83,8 @@ class Probe(Protocol):
         """It will not be asked again."""
 
 
-def own_trouble(error: int, what: str) -> Result:
-    return Result(Outcome.NEUTRAL, Reason.OWN_TROUBLE, f"{what}: {os.strerror(error)}")
+def own_trouble(error: int, what: str, said: str = "") -> Result:
+    return Result(Outcome.NEUTRAL, Reason.OWN_TROUBLE, f"{what}: {said or os.strerror(error)}")
 
 
 class Connection:
@@ -171,8 +171,9 @@ class Connection:
         return bool(self._socket.getsockname() == self._socket.getpeername())
 
     def _send(self, exchange: Exchange) -> None:
-        request = exchange.request
-        exchange.request = request[self._socket.send(request) :]
+        most = self._tcp.endpoint.piece
+        while request := exchange.request:
+            exchange.request = request[self._socket.send(request[:most]) :]
 
 
 class Tcp:
@@ -234,6 +235,7 @@ class Tcp:
         where = self.endpoint
         sock = self._stock.take(where.family) if where.plain else None
         fresh = sock is None
+        said = ""
         try:
             if sock is None:
                 sock = Socket(where.family, _TCP)
@@ -245,12 +247,12 @@ class Tcp:
         except OSError as error:
             if sock is None:
                 return own_trouble(error.errno or 0, "socket")
-            error_number = error.errno or errno.EINVAL
+            error_number, said = error.errno or errno.EINVAL, error.strerror or ""
         if error_number in (0, errno.EINPROGRESS):
             exchange = self._converse() if self._converse else None
             return Connection(self, sock, exchange, registered=not fresh)
         sock.close()
-        return fault(error_number, _FAULTS, "connect")
+        return fault(error_number, _FAULTS, "connect", said)
 
 
 class Datagrams:
@@ -305,7 +307,7 @@ class Datagram:
             return Datagrams(sock, self._converse())
         except OSError as error:
             sock.close()
-            return fault(error.errno or errno.EINVAL, _FAULTS, "sending")
+            return fault(error.errno or errno.EINVAL, _FAULTS, "sending", error.strerror or "")
 
     def overhear(self, wrap: Callable[[Exchange], Exchange]) -> None:
         converse = self._converse
@@ -325,6 +327,6 @@ class Datagram:
             return Socket(family, _RAW, _ECHO[family])
 
 
-def fault(error: int, faults: dict[int, Reason], what: str) -> Result:
+def fault(error: int, faults: dict[int, Reason], what: str, said: str = "") -> Result:
     reason = faults.get(error)
-    return failed(reason, os.strerror(error)) if reason else own_trouble(error, what)
+    return failed(reason, os.strerror(error)) if reason else own_trouble(error, what, said)

@@ -25,6 +25,7 @@ from healthcheck.definition import (
     Question,
     Secure,
     Subject,
+    Way,
 )
 from healthcheck.dns import ADDRESSES, RECORDS
 from healthcheck.endpoint import Origin
@@ -142,6 +143,7 @@ def _backend(entry: object, where: str, check: Callable[[object, str], Check]) -
             address=fields.take("address", str, _is_address),
             port=fields.take("port", int, lambda value: 0 <= value < 1 << 16),
             check=check(fields.take("check", dict), f"{where}.check"),
+            via=_ways(fields.take_or("via", [], list), f"{where}.via"),
         ),
         assumed_up=fields.flag("assumed_up", default=False),
     )
@@ -149,6 +151,21 @@ def _backend(entry: object, where: str, check: Callable[[object, str], Check]) -
         raise TargetsError(f"{where}: port cannot be 0")
     fields.nothing_left()
     return backend
+
+
+def _ways(entries: list[object], where: str) -> tuple[Way, ...]:
+    return tuple(_way(_Fields(entry, f"{where}[{n}]")) for n, entry in enumerate(entries))
+
+
+def _way(fields: "_Fields") -> Way:
+    way = Way(
+        service=fields.take("service", str),
+        address=fields.take("address", str, _is_address),
+        port=fields.take("port", int, lambda value: 0 < value < 1 << 16),
+        mark=fields.take("mark", int, lambda value: 0 <= value < 1 << 32),
+    )
+    fields.nothing_left()
+    return way
 
 
 def _check(entry: object, where: str) -> Check:

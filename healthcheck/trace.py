@@ -6,7 +6,9 @@ import json
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
@@ -16,10 +18,12 @@ from healthcheck.exchange import Exchange, Result, excerpt
 from healthcheck.health import Outcome
 from healthcheck.probes import Datagram, Tcp
 from healthcheck.stock import Stock
-from healthcheck.targets import TargetsError, parse
+from healthcheck.targets import TargetsError, parse, read
 from healthcheck.tls import Tls
+from healthcheck.ways import Ways
 
 PORTS = {"http": 80, "https": 443, "dns": 53, "icmp": 0}
+SHOWN = 5
 KINDS = ("tcp", "http", "https", "udp", "dns", "icmp")
 
 EXAMPLES = """\
@@ -29,15 +33,24 @@ examples:
   healthcheck probe tcp://10.1.2.101:6379 --set 'send="PING\\r\\n"' --set receive=+PONG
   healthcheck probe 'dns://10.1.2.53/www.example?record=AAAA'
   healthcheck probe icmp://10.1.2.101
+  healthcheck probe web/web1
+        a backend as targets.json has it, with `via: service` as clients' packets go; --instance says whose
 
 exit codes: 0 the check passes; 2 it does not; 1 own error; 64 usage
 """
 
 
 def add_arguments(arguments: argparse.ArgumentParser) -> None:
-    arguments.add_argument("url", metavar="URL", help=f"what to probe: {', '.join(KINDS)}")
     arguments.add_argument(
-        "--timeout", type=float, default=1.0, metavar="SECONDS", help="for all of it (default: 1)"
+        "url",
+        metavar="URL",
+        help=f"what to probe: {', '.join(KINDS)}, or POOL/BACKEND of targets.json",
+    )
+    arguments.add_argument(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        help="for all of it (default: 1, of a backend its check's)",
     )
     arguments.add_argument(
         "--set",
@@ -46,6 +59,16 @@ def add_arguments(arguments: argparse.ArgumentParser) -> None:
         metavar="FIELD=VALUE",
         help="a field of the check, as targets.json has it (schemas/targets.schema.json); JSON or text",
     )
+
+
+def published(name: str, path: Path, timeout: float | None) -> Subject:
+    """A backend's, as it is probed all the time."""
+    backends = read(path).backends
+    found = next((one.subject for one in backends if one.name == name), None)
+    if found is None:
+        several = ", ".join(one.name for one in backends[:SHOWN]) or "none"
+        raise TargetsError(f"{path}: no backend {name!r} has a check; there are: {several}")
+    return replace(found, check=replace(found.check, timeout=timeout or found.check.timeout))
 
 
 def subject_of(url: str, timeout: float, settings: Sequence[str]) -> Subject:
@@ -134,14 +157,19 @@ class Shown:
         return False
 
 
-def probe(url: str, timeout: float, settings: Sequence[str]) -> Outcome:
-    where = subject_of(url, timeout, settings)
+def probe(url: str, timeout: float | None, settings: Sequence[str], path: Path) -> Outcome:
+    by_name = "://" not in url and "/" in url
+    if by_name and settings:
+        raise TargetsError(f"{url}: is probed as targets.json has it; --set goes with a URL")
+    where = published(url, path, timeout) if by_name else subject_of(url, timeout or 1.0, settings)
     began = time.monotonic()
 
     def tell(text: str) -> None:
         print(f"{(time.monotonic() - began) * 1000:9.1f} ms  {text}")
 
-    tell(f"{where.check.type} check of {where}, {timeout:g} s for all of it")
+    tell(f"{where.check.type} check of {where}, {where.check.timeout:g} s for all of it")
+    for way in where.via:
+        tell(f"as clients of {way.service}: {way.address} port {way.port}, mark {way.mark:#x}")
     result = asyncio.run(_one(where, tell))
     tell(f"{result.outcome.value}: {result.reason}{f': {result.detail}' if result.detail else ''}")
     return result.outcome
@@ -154,7 +182,7 @@ async def _one(where: Subject, tell: Callable[[str], None]) -> Result:
         done.set_result(result)
 
     made, engine = where.probe(Stock(keep=False)), Engine(report)
-    if isinstance(made, (Tcp, Datagram)):
+    if isinstance(made, (Tcp, Datagram, Ways)):
         made.overhear(lambda exchange: Shown(exchange, tell))
     try:
         engine.once(made, where.check.timeout)

@@ -22,6 +22,8 @@ HTTP = (CheckType.HTTP, CheckType.HTTPS)
 LINES = (CheckType.TCP, CheckType.UDP)
 HTTPS, DNS = (CheckType.HTTPS,), (CheckType.DNS,)
 ALL = tuple(CheckType)
+PORTED = tuple(kind for kind in CheckType if kind is not CheckType.ICMP)
+VIA_SERVICE = "service"
 
 
 def seconds(text: str) -> float:
@@ -53,6 +55,7 @@ OPTIONS = {
     "source": Option(ALL),
     "interface": Option(ALL),
     "fwmark": Option(ALL),
+    "via": Option(PORTED),
     "send": Option(LINES),
     "receive": Option(LINES),
     "query": Option(DNS),
@@ -73,7 +76,7 @@ OPTIONS = {
     "alpn": Option(HTTPS, list),
     "expiry-warning": Option(HTTPS, seconds),
 }
-_IN_THE_MODEL = ("path", "host", "expect")  # they have fields of their own
+_IN_THE_MODEL = ("path", "host", "expect", "via")  # they have fields of their own
 
 
 def read(name: str, at: Map, complain: Complain) -> Check:
@@ -88,6 +91,7 @@ def read(name: str, at: Map, complain: Complain) -> Check:
         rise=at.get("rise", 2),
         fall=at.get("fall", 3),
         port=at.get("port"),
+        via_service=at.get("via") == VIA_SERVICE,
         path=at.get("path", "/"),
         host=at.get("host", ""),
         expect=tuple(span(text) for text in at.get("expect", ["200-299"])),
@@ -131,6 +135,9 @@ def _agrees(check: Check, at: Map, where: str, complain: Complain) -> None:
         complain(at.at, f"{where}: a udp check needs 'send'", hint)
     if check.type is CheckType.DNS and "query" not in told:
         complain(at.at, f"{where}: a dns check needs 'query', the name to ask for", "")
+    if check.via_service and "fwmark" in told:
+        hint = "the mark is what says which service is meant"
+        complain(mark("fwmark"), f"{where}: fwmark does not go with via: service", hint)
     for name in ("source", "answer"):
         if name in told and _version(told[name]) is None:
             complain(mark(name), f"{where}: {told[name]!r} is no IPv4 or IPv6 address", "")

@@ -20,6 +20,8 @@ from reconciler.memo import Memo, Same
 from reconciler.model import Address, Config, Forward, Node, Service
 from reconciler.parts import Part, PoolKey, part_hash, parts_of, pool_hash
 from reconciler.pieces import BackendName, FrontendName, NextHop, Numbers, Table
+from reconciler.probing import probes
+from reconciler.ways import Name
 
 CLOSING = 10  # seconds that a closed flow is remembered
 REST = 60  # seconds that a released fullnat port rests
@@ -46,6 +48,7 @@ class Desired:
     members: Mapping[PoolKey, tuple[int, ...]]  # ids of those that a table names, in its order
     backends: Mapping[tuple[str, str], int]  # (pool, backend) -> id
     drains: Policies
+    marks: Mapping[Name, int] = field(default_factory=dict)  # of probes
 
 
 def _as_it_is(desired: Desired) -> Desired:
@@ -106,6 +109,7 @@ class _Compiler:
         }
         self._part_hashes = [part_hash(part) for part in self._parts]
         self._pool_hashes = {key: pool_hash(key, node.table_size) for key in self._pool_keys}
+        self._probes = self._of(probes, "", config, node, actual.probes)
         self._identify(replaced)
 
     # ---- names and ids ----
@@ -203,6 +207,7 @@ class _Compiler:
                 {name: pools[key.pool].drain for key, name in self._pool_hashes.items()},
                 self._config.drain,
             ),
+            marks=self._probes.marks,
         )
 
     def _state(
@@ -220,6 +225,7 @@ class _Compiler:
         answers = self._answers(numbers)
         return State(
             settings={0: self._settings()},
+            probes=self._probes.entries,
             backends=of(pieces.joined, Where.BACKENDS, *map(self._backends, self._pool_names)),
             tables=slots,
             spares=slots,

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from reconciler import checks as check_options
-from reconciler import expectations, shape, yamlpos
+from reconciler import expectations, shape, ways, yamlpos
 from reconciler.checks import seconds as seconds  # noqa: PLC0414 - others read durations too
 from reconciler.model import (
     Address,
@@ -111,6 +111,7 @@ class _Reader:
         services = {name: self._service(name, at, pools) for name, at in self._section("services")}
         self._frontends_are_unique(services)
         self._no_loops(services, pools)
+        self._ways_exist(services, pools)
         tests = expectations.read(self._root.get("tests", ()), services, pools, self._complain)
         if self._problems:
             raise Rejected(self._file, self._problems, self._text)
@@ -148,7 +149,8 @@ class _Reader:
         if backends and not any(backend.weight for backend in backends.values()):
             message = f"{where}: all weights are 0, so no backend takes new flows"
             self._complain(at.keys_at["backends"], message, "for maintenance say state: down")
-        if check and not check.port and check.type is not CheckType.ICMP:
+        portless = check and (check.type is CheckType.ICMP or check.via_service)
+        if check and not check.port and not portless:
             self._checkable(section, backends, where)
         if "initial" in at and "check" not in at:
             self._complain(at.keys_at["initial"], f"{where}: 'initial' needs a check")
@@ -294,6 +296,20 @@ class _Reader:
                     name = ours[backend.address].name
                     mark = section.values_at["address"]
                     self._complain(mark, f"{message} is an address of service {name!r}", hint)
+
+    def _ways_exist(self, services: Mapping[str, Service], pools: Mapping[str, Pool]) -> None:
+        """What `via: service` needs of the services that use a pool."""
+        for found in ways.misfits(services, pools):
+            pool, backend = found.backend
+            section: Map = self._root["services"]
+            where, key = f"services[{found.service}]", found.service
+            if backend:
+                section = self._root["pools"][pool]["backends"]
+                where, key = f"pools[{pool}].backends[{backend}]", backend
+            elif found.check:
+                section = self._root["checks"]
+                where, key = f"checks[{found.check}]", found.check
+            self._complain(section.keys_at[key], f"{where}: {found.message}", found.hint)
 
 
 def frontends(service: Service) -> Iterable[tuple[Address, Port]]:

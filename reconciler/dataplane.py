@@ -31,6 +31,7 @@ class Where(StrEnum):
     PREFILTER = "prefilter"
     FRONTENDS4 = "frontends4"
     FRONTENDS6 = "frontends6"
+    PROBES = "probes"  # of health checks: no client's packet meets them
 
 
 # Arrays of entries that carry an id: what is removed leaves its incarnation behind.
@@ -42,6 +43,7 @@ class State:
     """The content of the maps: entries by key or index."""
 
     settings: Mapping[int, abi.Settings] = field(default_factory=dict)
+    probes: Mapping[int, abi.Probe] = field(default_factory=dict)  # by mark
     backends: Mapping[int, abi.Backend] = field(default_factory=dict)
     tables: Mapping[int, Slots] = field(default_factory=dict)
     spares: Mapping[int, Slots] = field(default_factory=dict)

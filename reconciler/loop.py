@@ -42,6 +42,7 @@ from reconciler.plan import plan
 from reconciler.problems import SHOWN, Rejected
 from reconciler.retries import FIRST, Retries
 from reconciler.revision import Revision
+from reconciler.sideway import Sideway
 from reconciler.sources import STATE_ROOT
 from reconciler.standing import Standing
 from reconciler.trials import tried
@@ -161,6 +162,7 @@ class Reconciler:
         self.drift: tuple[str, ...] = ()  # that the last pass found
         self.vigil = Vigil(node.drift)
         self._verified = b""  # digest of what this process has once found to be in the maps
+        self._sideway = Sideway(self.dataplane, node.interfaces)
         self.unattached: KernelError | None = None  # why an interface has no program
         self.retries = Retries()  # of services that the kernel refused
         self._uptime = uptime
@@ -174,7 +176,9 @@ class Reconciler:
         with locked():
             if self.instance.follow():
                 log.info("another process went over to other maps: following")
+                self.dataplane.use(None)
                 self.dataplane = PinnedMaps(self.instance, self._progress)
+                self._sideway = Sideway(self.dataplane, self._node.interfaces)
             return self._passed(accepted, wait, stale_hops=stale_hops)
 
     def _passed(self, accepted: Accepted, wait: float, *, stale_hops: bool) -> View:
@@ -192,6 +196,7 @@ class Reconciler:
             log.warning("drift: %s", "; ".join(self.drift[:SHOWN]))
         view = self._carry_out(view, accepted, live, left=left)
         self.unattached = self._attach()
+        self._keep_sideway(view)
         self._tell(view, accepted, left=left)
         return view
 
@@ -346,9 +351,19 @@ class Reconciler:
             log.info("detached from %s", interface)
         return trouble
 
+    def _keep_sideway(self, view: View) -> None:
+        """What checks with `via: service` need; clients' packets need none of it."""
+        trouble = self._sideway.keep(view.held)
+        self.unattached = self.unattached or trouble
+        if self._sideway.drift:
+            log.warning("drift: %s", "; ".join(self._sideway.drift))
+            self.drift += self._sideway.drift
+
     def _tell(self, view: View, accepted: Accepted, *, left: bool) -> None:
-        health = health_map(self.instance.name)
-        text = published.targets(view.config, view.desired, self.instance.name, health, self._memo)
+        name, via = self.instance.name, self._sideway.trouble is None
+        text = published.targets(
+            view.config, view.desired, name, health_map(name), self._memo, via=via
+        )
         published.publish(self._place.run_dir / "targets.json", text)
         before = self._standing
         if before is None or before.blocked != view.blocked:

@@ -12,6 +12,7 @@ from typing import Any
 from bpf import abi
 from bpf.kernel import Instance, KernelError, Map, TableMap
 from bpf.rereading import Rereading
+from bpf.via import Via
 from reconciler import ids
 from reconciler.dataplane import NUMBERED, Op, Put, Remove, State, Where
 
@@ -40,11 +41,23 @@ class PinnedMaps:
         self._numbered = {where: Numbered(maps[where.value]) for where in NUMBERED}  # type: ignore[arg-type]
         self._prefilter = Prefilter(maps.prefilter.view())
         self._health = Rereading(maps.health)
+        self.via: Via | None = None  # nobody needs it
+        self._probes: Rereading[int, abi.Probe] | None = None
+        if instance.pinned:
+            self.use(Via.open(instance.name, read_only=not maps.settings.writable))
+
+    def use(self, via: Via | None) -> None:
+        """Read and write probes there from now on; None: there are none."""
+        if self.via:
+            self.via.close()
+        self.via = via
+        self._probes = Rereading(via.probes) if via else None
 
     def read(self) -> State:
         content: dict[str, Any] = {where.value: one.read() for where, one in self._plain.items()}
         for where, one in self._numbered.items():
             content[where.value] = one.read()
+        content[Where.PROBES.value] = self._probes.read() if self._probes else {}
         return State(
             **content,
             tables=self._maps.tables.items(),
@@ -88,6 +101,9 @@ class PinnedMaps:
         return {name: getattr(sizes, name) for name in sizes.__dataclass_fields__}
 
     def _put(self, where: Where, entries: list[tuple[Any, Any]]) -> None:
+        if where is Where.PROBES:
+            self._put_probes(entries)
+            return
         target = self._maps[where.value]
         if where is Where.PREFILTER:
             self._prefilter.write(dict(entries))
@@ -99,6 +115,10 @@ class PinnedMaps:
                 reading.expect(key, value)
 
     def _remove(self, where: Where, keys: list[Any]) -> None:
+        if where is Where.PROBES:
+            if self.via:
+                self.via.probes.delete_many(keys)
+            return
         target = self._maps[where.value]
         if where is Where.PREFILTER:
             self._prefilter.write(dict.fromkeys(keys, 0))
@@ -106,6 +126,17 @@ class PinnedMaps:
             target.put_many((at, _retired(target.get(at))) for at in keys)
         else:
             target.delete_many(keys)
+
+    def _put_probes(self, entries: list[tuple[int, abi.Probe]]) -> None:
+        """What they need is loaded for the first of them; a shadow sends none."""
+        if not self.instance.pinned:
+            return
+        if self.via is None:
+            self.use(Via.load(self.instance.name))
+        if self.via and self._probes:
+            self.via.probes.put_many(entries)
+            for mark, entry in entries:
+                self._probes.expect(mark, entry)
 
 
 class Numbered:

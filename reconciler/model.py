@@ -99,6 +99,7 @@ class Check:
     rise: int
     fall: int
     port: int | None = None
+    via_service: bool = False  # to the services' addresses, as clients' packets go
     path: str = "/"
     host: str = ""
     expect: tuple[tuple[int, int], ...] = ((200, 299),)

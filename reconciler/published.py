@@ -10,21 +10,36 @@ from pathlib import Path
 from typing import Any
 
 from bpf import abi
+from reconciler import ways
 from reconciler.compile import Desired
 from reconciler.memo import Memo
 from reconciler.model import Backend, Check, CheckType, Config, Pool
+from reconciler.ways import Way
 
-FORMAT = "1.1"
+FORMAT = "1.2"
+Marked = Mapping[str, tuple[tuple[Way, int], ...]]  # by backend
 
 
 def targets(
-    config: Config, desired: Desired, instance: str, health_map: Path, memo: Memo | None = None
+    config: Config,
+    desired: Desired,
+    instance: str,
+    health_map: Path,
+    memo: Memo | None = None,
+    *,
+    via: bool = True,
 ) -> str:
-    """What is to be probed, a line for each backend: see schemas/targets.schema.json."""
+    """What is to be probed, a line for each backend: see schemas/targets.schema.json.
+
+    Not `via`: nothing can be probed by the way that clients take, for the time being.
+    """
     memo = memo or Memo()
+    marked = memo.of(_marked, "", config, desired.marks, via)
     pools = [config.pools[name] for name in sorted({key.pool for key in desired.pools.values()})]
     probed = [
-        memo.of(_probed, pool.name, pool, pool.check, _numbers(desired, pool))
+        memo.of(
+            _probed, pool.name, pool, pool.check, _numbers(desired, pool), marked.get(pool.name, {})
+        )
         for pool in pools
         if pool.check
     ]
@@ -39,8 +54,22 @@ def _numbers(desired: Desired, pool: Pool) -> tuple[tuple[str, int], ...]:
     return tuple((name, known[pool.name, name]) for name in sorted(pool.backends))
 
 
-def _probed(pool: Pool, check: Check, numbers: Iterable[tuple[str, int]]) -> str:
-    entries = (_target(number, pool, pool.backends[name], check) for name, number in numbers)
+def _marked(config: Config, marks: Mapping[ways.Name, int], via: bool) -> dict[str, Marked]:
+    """The ways of each backend with their marks, by pool; 0 where they are not prepared."""
+    found: dict[str, dict[str, tuple[tuple[Way, int], ...]]] = {}
+    for (pool, name), several in ways.all_ways(config).items():
+        address = config.pools[pool].backends[name].address
+        found.setdefault(pool, {})[name] = tuple(
+            (way, marks[ways.name_of(address, way)] if via else 0) for way in several
+        )
+    return dict(found)
+
+
+def _probed(pool: Pool, check: Check, numbers: Iterable[tuple[str, int]], marked: Marked) -> str:
+    entries = (
+        _target(number, pool, pool.backends[name], check) | _via(marked.get(name, ()))
+        for name, number in numbers
+    )
     return ",\n".join(map(json.dumps, entries))
 
 
@@ -54,6 +83,14 @@ def _target(number: int, pool: Pool, backend: Backend, check: Check) -> dict[str
         "check": _check(check),
     }
     return target | {"assumed_up": True} if pool.initial_up else target
+
+
+def _via(marked: Iterable[tuple[Way, int]]) -> dict[str, Any]:
+    told = [
+        {"service": way.service, "address": str(way.address), "port": way.port, "mark": mark}
+        for way, mark in marked
+    ]
+    return {"port": told[0]["port"], "via": told} if told else {}
 
 
 def _check(check: Check) -> dict[str, Any]:

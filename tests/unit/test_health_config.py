@@ -38,6 +38,7 @@ HTTP = (
 HTTPS = (
     "server-name: www.example, verify: false, ca: /ca.pem, alpn: [http/1.1], expiry-warning: 24h"
 )
+VIA = "via: backend"  # the other one: test_via_service.py
 LINE = 'send: "PING\\r\\n", receive: "+PONG"'
 DNS = "query: www.example, record: AAAA, answer: '2001:db8::1'"
 
@@ -55,7 +56,7 @@ def probed(options: str) -> Check:
 
 
 KINDS = {
-    "tcp": LINE,
+    "tcp": f"{LINE}, {VIA}",
     "udp": LINE,
     "http": HTTP,
     "https": f"{HTTP}, {HTTPS}",
@@ -84,7 +85,7 @@ def test_what_arrives_is_what_was_written() -> None:
 
 
 def test_every_option_is_tried_here() -> None:
-    written = f"{ALL}, {HTTP}, {HTTPS}, {LINE}, {DNS}"
+    written = f"{ALL}, {HTTP}, {HTTPS}, {LINE}, {DNS}, {VIA}"
     assert [name for name in checks.OPTIONS if f"{name}:" not in written] == []
 
 
