@@ -65,6 +65,7 @@ from reconciler.start import (
     REJECTED,
     USAGE,
     add_place,
+    collect_seldom,
     follower_of,
     node_of,
     once,
@@ -181,6 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if wrong := _dry_problem(options) or sources.problem(options):
         arguments.error(wrong)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
+    collect_seldom()
     try:
         code: int = options.run(options)
     except Rejected as error:

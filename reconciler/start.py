@@ -1,6 +1,7 @@
 """What a run starts from: options, files, and who follows the source. Writes no map."""
 
 import argparse
+import gc
 import sys
 from pathlib import Path
 
@@ -73,3 +74,8 @@ def once(reconciler: Reconciler, accepted: Accepted, follower: Follower) -> int:
     if any(why.why is Why.REFUSED for why in view.blocked.values()):
         return FAILED
     return REFUSED if view.refused or view.blocked else DONE
+
+
+def collect_seldom() -> None:
+    """Hardly anything here refers to itself, and looking through 10,000 backends for it takes long."""
+    gc.set_threshold(100_000, 20, 20)

@@ -17,6 +17,7 @@ from reconciler import config as configuration
 from reconciler import table
 from reconciler.loop import surroundings
 from reconciler.problems import Rejected
+from reconciler.start import collect_seldom
 from reconciler.table import Fill
 from tests.bench.control_rig import Pass, Rig, accepted, rig
 from tests.bench.report import cpu_model, verdict
@@ -204,6 +205,7 @@ def document(rows: list[Row], rounds: int) -> dict[str, Any]:
 
 def bench(*, quick: bool, say: Say) -> int:
     rounds = 1 if quick else 5
+    collect_seldom()  # as the command does
     made = Bench(rounds, say)
     try:
         made.files()
