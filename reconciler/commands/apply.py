@@ -15,7 +15,7 @@ from reconciler.follow import Accepted
 from reconciler.loop import Reconciler, writer
 from reconciler.maps import PinnedMaps
 from reconciler.neigh import Neighbours
-from reconciler.start import REFUSED, add_place, follower_of, node_of, once, place_of
+from reconciler.start import DONE, REFUSED, add_place, follower_of, node_of, once, place_of
 
 EXAMPLES = """\
 A plan is bound to lb.yaml, node.yaml and what the maps said. If any of them is another one
@@ -72,7 +72,7 @@ def _apply(options: argparse.Namespace, plan: saved.Bound) -> int:
                 instance, node, place, neighbours, allow_removals=plan.allow_removals
             )
             code = once(reconciler, taken, follower)
-            print(f"plan {plan.plan_id} is applied")
+            print(f"plan {plan.plan_id} is applied{'' if code == DONE else ', but not whole'}")
             return code
 
 
