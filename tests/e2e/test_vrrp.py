@@ -304,18 +304,39 @@ def agree(member: Member) -> bool:
     return bool(member.condition("PeersAgree")["status"] == "True")
 
 
-def test_roles_outlive_restarts_of_either_daemon(pair: Pair) -> None:
+def test_the_role_outlives_a_restart_of_the_reconciler(pair: Pair) -> None:
     before = since(pair.one)
     pair.one.stop()
     pair.one.start()
     assert pair.one.role()[0] == "master"
     assert since(pair.one) == before
+
+
+def test_where_keepalived_stops_the_peer_serves_also_clients_that_it_has_not_met(
+    pair: Pair,
+) -> None:
+    Connection(pair.lab.client, NAT, 80).close()  # so that the client need not ask for the MAC
     pair.one.stop_keepalived()
     until(lambda: pair.two.role()[0] == "master", 30, what="lb2 takes over")
+    answers_clients_it_has_not_met(pair.two, pair.lab.client)
     until(lambda: pair.one.role()[0] == "stop", 30, what="keepalived said that it stops")
     assert not pair.one.status()["vrrp"]["running"]
     pair.one.start_keepalived()
     until(lambda: pair.one.role() == ("master", 150), 30, what="lb1 takes over again")
+
+
+def answers_clients_it_has_not_met(member: Member, client: Namespace) -> None:
+    """Their MAC is for the kernel to ask, which must not take an answer from its own address for forged."""
+    before = passed(member)
+    member.host.ip("neigh flush dev wan\n")
+    with Connection(client, NAT, 80, patience=2) as connection:
+        connection.get()
+    until(lambda: passed(member) > before, what="the kernel had an answer to send")
+
+
+def passed(member: Member) -> int:
+    verdicts = {one["verdict"]: one["packets"] for one in member.status()["verdicts"]}
+    return int(verdicts["return_passed"])
 
 
 def since(member: Member) -> str:
