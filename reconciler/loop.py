@@ -226,7 +226,8 @@ class Reconciler:
 
     def _look(self, accepted: Accepted, live: Live) -> View:
         allowed = self._allow_removals or accepted.allow_removals
-        return look(accepted.config, self._node, live, allow_removals=allowed, memo=self._memo)
+        view = look(accepted.config, self._node, live, allow_removals=allowed, memo=self._memo)
+        return self._sideway.possible(view, live.actual)
 
     def _carry_out(self, view: View, accepted: Accepted, live: Live, *, left: bool) -> View:
         """Write it; what the kernel refuses of one service is left out, and the rest goes on."""

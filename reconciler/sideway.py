@@ -6,11 +6,13 @@ They are on the interfaces of node.yaml, and on those that backends are reached 
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 
 from bpf import pins, tc, via
 from bpf.errors import KernelError
 from bpf.via import Via
-from reconciler.dataplane import State
+from reconciler.dataplane import State, Where
+from reconciler.look import View
 from reconciler.maps import PinnedMaps
 
 
@@ -24,9 +26,24 @@ class Sideway:
         self.drift: tuple[str, ...] = ()  # that the last `keep` put right
         self.trouble: KernelError | None = None
 
+    def possible(self, view: View, actual: State) -> View:
+        """Without probes where they cannot be sent: no reason to keep anything else waiting."""
+        self.trouble = None
+        if not view.held.probes:
+            return view
+        try:
+            self._loaded()
+        except KernelError as error:
+            self.trouble = error
+            ops = tuple(op for op in view.ops if op.where is not Where.PROBES)
+            return replace(view, held=replace(view.held, probes=actual.probes), ops=ops)
+        return view
+
     def keep(self, held: State) -> KernelError | None:
         """What hinders it: then no check can be believed that goes this way."""
-        self.drift, self.trouble = (), None
+        self.drift = ()
+        if self.trouble:
+            return self.trouble
         try:
             if held.probes:
                 self._keep(self._wanted(held))
