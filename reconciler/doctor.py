@@ -46,6 +46,7 @@ class Device:
     rp_filter: int = 0
     forwards: frozenset[int] = frozenset((4, 6))  # families
     vlans: tuple[str, ...] = ()  # VLAN devices on top of it
+    filtered: bool | None = None  # whether checks with `via: service` are turned there
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class Facts:
     reserved: tuple[tuple[int, int], ...] = ()
     keepalive: int = 7200  # seconds
     most_neighbours: int | None = None
+    clsact: bool | None = None  # whether the kernel has it, and cls_bpf; None: it does not say
     devices: tuple[Device, ...] = ()
     reaches: tuple[Reach, ...] = ()
 
@@ -96,7 +98,7 @@ class Finding:
 
 def findings(facts: Facts) -> tuple[Finding, ...]:
     """Warnings first; within a level, the host before its interfaces before its backends."""
-    found = [*_host(facts), *_ports(facts), *_neighbour_limit(facts)]
+    found = [*_host(facts), *_ports(facts), *_neighbour_limit(facts), *_sideway(facts)]
     for device in facts.devices:
         found += _device(device, facts)
     found += [*_backends(facts), *_timeouts(facts)]
@@ -185,6 +187,29 @@ def _neighbour_limit(facts: Facts) -> Iterator[Finding]:
             f"sysctl -w net.ipv4.neigh.default.gc_thresh3={wanted * 4}"
             f" net.ipv6.neigh.default.gc_thresh3={wanted * 4}",
         )
+
+
+def _sideway(facts: Facts) -> Iterator[Finding]:
+    """What checks with `via: service` need."""
+    pools = facts.config.pools.values() if facts.config else ()
+    if not any(pool.check and pool.check.via_service for pool in pools):
+        return
+    if facts.clsact is False:
+        yield warning(
+            "clsact",
+            "kernel",
+            "was built without clsact or cls_bpf: checks with `via: service` tell nothing",
+            "a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF, or checks without `via`",
+        )
+    for device in facts.devices:
+        if facts.loaded and device.present and device.filtered is False:
+            yield warning(
+                "unfiltered",
+                device.name,
+                "has no filter for checks with `via: service`: probes that leave there go to the"
+                " backend's own address",
+                f"reconciler --once   (tc filter show dev {device.name} egress)",
+            )
 
 
 # ---- interfaces

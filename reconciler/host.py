@@ -6,11 +6,12 @@ harmless: a doctor that cannot see one thing still looks at the others.
 
 import ctypes
 import fcntl
+import gzip
 import os
 import resource
 import socket
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from pyroute2.netlink.generic import GenericNetlinkSocket
 
 from bpf import errors, link, pins, program
 from bpf.kernel import Instance, KernelError, Mode, NotLoaded
+from bpf.via import Via
 from reconciler.doctor import Device, Facts, Reach
 from reconciler.model import Config, Node
 from reconciler.neigh import Neighbours
@@ -32,6 +34,7 @@ FEATURES = ("rx-lro", "rx-gro", "rx-gro-hw", "rx-vlan-hw-parse")
 _SIOCETHTOOL, _GDRVINFO = 0x8946, 3
 _DRVINFO_SIZE = 196
 _UP = 1
+_FILTERING = (b"CONFIG_NET_SCH_INGRESS=", b"CONFIG_NET_CLS_BPF=")
 _XDP_BASIC, _XDP_XMIT = 1, 4
 _DEV_GET = 1
 
@@ -51,6 +54,7 @@ class _DeviceMessage(genlmsg):  # type: ignore[misc] # pyroute2 has no types
 
 def read(node: Node, config: Config | None, instance: str) -> Facts:
     loaded, attached = _instance(instance)
+    filtered = _filtered(instance)
     with IPRoute() as netlink:
         links = {m.get_attr("IFLA_IFNAME"): m for m in netlink.get_links()}
     return Facts(
@@ -68,8 +72,9 @@ def read(node: Node, config: Config | None, instance: str) -> Facts:
         reserved=tuple(_reserved()),
         keepalive=_sysctl("net/ipv4/tcp_keepalive_time") or 7200,
         most_neighbours=_sysctl("net/ipv4/neigh/default/gc_thresh3"),
+        clsact=_clsact(),
         devices=tuple(
-            _device(name, mode, links, attached) for name, mode in node.interfaces.items()
+            _device(name, mode, links, attached, filtered) for name, mode in node.interfaces.items()
         ),
         reaches=tuple(_reaches(config, links)) if config else (),
     )
@@ -87,7 +92,25 @@ def _instance(name: str) -> tuple[bool | None, Attached]:
         return None, {}
 
 
-def _device(name: str, wanted: str, links: Mapping[str, Any], attached: Attached) -> Device:
+def _filtered(name: str) -> Collection[str] | None:
+    """Interfaces on which checks with `via: service` are turned; None: not permitted to know."""
+    try:
+        found = Via.open(name, read_only=True)
+        if found is None:
+            return ()
+        with closing(found):
+            return found.attached()
+    except (KernelError, OSError):
+        return None
+
+
+def _device(
+    name: str,
+    wanted: str,
+    links: Mapping[str, Any],
+    attached: Attached,
+    filtered: Collection[str] | None,
+) -> Device:
     found = links.get(name)
     if found is None:
         return Device(name, wanted, present=False)
@@ -112,6 +135,7 @@ def _device(name: str, wanted: str, links: Mapping[str, Any], attached: Attached
             family for family in (4, 6) if _sysctl(f"net/ipv{family}/conf/{name}/forwarding")
         ),
         vlans=tuple(sorted(_vlans(found["index"], links))),
+        filtered=None if filtered is None else name in filtered,
     )
 
 
@@ -247,6 +271,18 @@ def _reserved() -> Iterator[tuple[int, int]]:
     for part in filter(None, text.strip().split(",")):
         low, _, high = part.partition("-")
         yield int(low), int(high or low)
+
+
+def _clsact() -> bool | None:
+    """By the kernel's own configuration, where it can be read."""
+    for path in (Path("/proc/config.gz"), Path(f"/boot/config-{os.uname().release}")):
+        try:
+            text = path.read_bytes()
+        except OSError:
+            continue
+        lines = (gzip.decompress(text) if path.suffix == ".gz" else text).split(b"\n")
+        return all(any(line.startswith(one) for line in lines) for one in _FILTERING)
+    return None
 
 
 def _memlock() -> int | None:

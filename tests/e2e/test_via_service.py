@@ -24,9 +24,9 @@ FAMILIES = (4, 6)
 LONG = "x" * 3000  # a request of several packets
 SINK = f"""\
 checks:
-  own: {{type: http, path: /, every: 1s, timeout: 500ms, rise: 2, fall: 2, fast: 200ms}}
-  through: {{type: http, path: /, every: 1s, timeout: 500ms, rise: 2, fall: 2, fast: 200ms, via: service, headers: {{X-Long: {LONG}}}}}
-  echo: {{type: udp, send: ping, receive: ping, every: 1s, timeout: 500ms, rise: 2, fall: 2, fast: 200ms, via: service}}
+  own: {{type: http, path: /, every: 500ms, timeout: 500ms, rise: 2, fall: 2, fast: 200ms}}
+  through: {{type: http, path: /, every: 500ms, timeout: 500ms, rise: 2, fall: 2, fast: 200ms, via: service, headers: {{X-Long: {LONG}}}}}
+  echo: {{type: udp, send: ping, receive: ping, every: 500ms, timeout: 500ms, rise: 2, fall: 2, fast: 200ms, via: service}}
 """
 
 
@@ -272,6 +272,19 @@ def test_a_restart_leaves_the_filters_as_they_are(through: Through) -> None:
     through.stop(signal.SIGKILL)
     through.start()
     assert through.filters() == before
+
+
+def test_doctor_names_what_is_gone_while_nobody_puts_it_back(through: Through) -> None:
+    through.all_up()
+    through.stop()
+    through.lab.balancer.run("tc", "filter", "del", "dev", "lan", "egress")
+    with through.lab.balancer.entered():
+        found = through.command("doctor", "--node", str(through.node))
+    through.start()
+    assert found.returncode == 2
+    assert "lan: has no filter for checks with `via: service`" in found.stdout
+    assert "wan: has no filter" not in found.stdout
+    assert "via_out" in through.filters()
 
 
 def test_without_the_right_to_mark_it_is_a_condition_and_no_verdict(through: Through) -> None:

@@ -26,6 +26,15 @@ services:
     )
 
 
+VIA = configuration.load(
+    """\
+apiVersion: evenkeel/v1
+checks: {alive: {type: tcp, via: service}}
+pools: {web: {check: alive, backends: {web1: {address: 10.1.2.101}}}}
+services:
+  www: {addresses: [192.0.2.10], ports: [80/tcp], pools: [web], forward: dsr}
+"""
+)
 WAN = Device("wan", driver="mlx5_core", mode="native", queues=4, most_queues=8, redirect=True)
 LAN = replace(WAN, name="lan")
 REACH = Reach("web/web1", ip_address("10.1.2.101"), "lan", mtu=1500, redirect=True)
@@ -104,6 +113,12 @@ WRONG = {
         "net.ipv6.conf.wan.forwarding=1",
     ),
     "NAPI": (with_wan(**VETH, redirect=False), "veth-napi", "ethtool -K DEVICE gro on"),
+    "no clsact": (replace(WELL, config=VIA, clsact=False), "clsact", "CONFIG_NET_CLS_BPF"),
+    "no filter": (
+        replace(with_wan(filtered=False), config=VIA),
+        "unfiltered",
+        "tc filter show dev wan egress",
+    ),
     "no route": (with_reach(out=""), "route", "ip route add 10.1.2.101"),
     "silent": (with_reach(resolved=False), "neighbour", "ping -c1 -I lan 10.1.2.101"),
     "silent gateway": (
@@ -137,6 +152,8 @@ def test_before_5_11_maps_are_counted_by_memlock() -> None:
 
 
 FINE = {
+    "no filter, and no check wants it": with_wan(filtered=False),
+    "nobody says whether there is clsact": replace(WELL, config=VIA, clsact=None),
     "all is well": WELL,
     "fullnat's ports are not the host's": replace(WELL, node=FULLNAT),
     "they are, but reserved": replace(
