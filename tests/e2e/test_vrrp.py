@@ -319,8 +319,8 @@ def test_where_keepalived_stops_the_peer_serves_also_clients_that_it_has_not_met
     pair.one.stop_keepalived()
     until(lambda: pair.two.role()[0] == "master", 30, what="lb2 takes over")
     answers_clients_it_has_not_met(pair.two, pair.lab.client)
-    until(lambda: pair.one.role()[0] == "stop", 30, what="keepalived said that it stops")
-    assert not pair.one.status()["vrrp"]["running"]
+    until(lambda: not pair.one.status()["vrrp"]["running"], 30, what="its FIFO is let go")
+    assert pair.one.role()[0] == "stop", "it said so before"
     pair.one.start_keepalived()
     until(lambda: pair.one.role() == ("master", 150), 30, what="lb1 takes over again")
 
