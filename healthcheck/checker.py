@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from select import epoll
-from typing import Protocol
+from typing import Any, Protocol
 
 from healthcheck.exchange import Reason, Result
 from healthcheck.health import Outcome
@@ -41,6 +41,7 @@ class Watch:
         "beat",
         "deadline",
         "due",
+        "hearers",
         "hurry",
         "probe",
         "started",
@@ -58,6 +59,7 @@ class Watch:
         self.attempt: Attempt | None = None  # under way, ...
         self.started = 0.0  # ... since when ...
         self.deadline = 0.0  # ... and until when, in fair time
+        self.hearers: tuple[Any, ...] = ()  # whom it is for: its owner's business
 
     def pace(self, beat: Beat, hurry: float = 0.0) -> None:
         """From the next probe on."""

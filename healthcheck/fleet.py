@@ -76,8 +76,7 @@ class Fleet:
         self._seen: object = None  # signatures of the targets and of the map that were adopted
         self._verdicts: Verdicts | None = None
         self._members: list[Member] = []
-        self._watches: dict[Subject, Watch] = {}
-        self._audience: dict[Watch, tuple[Member, ...]] = {}
+        self._watches: list[Watch] = []
         self._unwritten: dict[int, Verdict] = {}
         self._ramping: set[int] = set()  # ids of backends with less than their whole share
         self._report = Report(instance)
@@ -92,7 +91,8 @@ class Fleet:
 
     def learn(self, watch: Watch, result: Result, latency: float) -> None:
         at = self._now()
-        for member in self._audience.get(watch, ()):
+        member: Member
+        for member in watch.hearers:
             before = member.health
             flipped = member.hear(result, latency, at)
             if member.health is not before:
@@ -175,7 +175,7 @@ class Fleet:
     def close(self) -> None:
         """The map keeps what it says: forwarding goes on with it."""
         self.engine.close()
-        for watch in self._watches.values():
+        for watch in self._watches:
             self.engine.forget(watch)
         self._stock.close()
         if self._verdicts:
@@ -236,12 +236,12 @@ class Fleet:
         audience: dict[Subject, list[Member]] = {}
         for member in members:
             audience.setdefault(member.backend.subject, []).append(member)
-        for subject in self._watches.keys() - audience.keys():
-            self.engine.forget(self._watches.pop(subject))
-        for subject in audience.keys() - self._watches.keys():
-            self._watches[subject] = self._begin(subject)
-        self._audience = {self._watches[one]: tuple(heard) for one, heard in audience.items()}
-        for watch in self._audience:
+        old = {_subject(watch): watch for watch in self._watches}
+        for subject in old.keys() - audience.keys():
+            self.engine.forget(old[subject])
+        self._watches = [old.get(subject) or self._begin(subject) for subject in audience]
+        for watch, heard in zip(self._watches, audience.values(), strict=True):
+            watch.hearers = tuple(heard)
             self._pace(watch)
 
     def _begin(self, subject: Subject) -> Watch:
@@ -250,10 +250,9 @@ class Fleet:
         return self.engine.watch(probe, beat, subject.check.timeout)
 
     def _pace(self, watch: Watch) -> None:
-        members = self._audience[watch]
-        paces = {member.health.pace() for member in members}
+        paces = {member.health.pace() for member in watch.hearers}
         pace = next(pace for pace in _PACES if pace in paces)
-        pacing = members[0].backend.subject.check.pacing
+        pacing = _subject(watch).check.pacing
         hurry = pacing.fast if pace is Pace.FAST and pacing.fast < pacing.every else 0.0
         every = pacing.slow if pace is Pace.SLOW else pacing.every
         if watch.beat.every != every:
@@ -302,6 +301,11 @@ class Fleet:
             return
         self._unwritten.clear()
         self.conditions.set("health-map", "")
+
+
+def _subject(watch: Watch) -> Subject:
+    member: Member = watch.hearers[0]
+    return member.backend.subject
 
 
 def own_trouble(members: Sequence[Member]) -> str:

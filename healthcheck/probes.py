@@ -117,8 +117,11 @@ class Connection:
         """To the result, or until there is nothing more to read. A kept connection that ends without a word has none."""
         exchange = self._exchange
         try:
-            if not self._connected and (result := self._connect(events)):
-                return result
+            if not self._connected:
+                doubtful = events & OVER or self._tcp.endpoint.may_be_ourselves
+                if doubtful and (result := self._connect()):
+                    return result
+                self._connected = True
             if exchange is None:
                 return CONNECTED
             while True:
@@ -156,15 +159,12 @@ class Connection:
     def discard(self) -> None:
         self._socket.close()
 
-    def _connect(self, events: int) -> Result | None:
+    def _connect(self) -> Result | None:
         """What is wrong with the connection; None: it stands."""
-        myself = self._tcp.endpoint.may_be_ourselves
-        if events & OVER or myself:
-            if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                return fault(error, _FAULTS_ON_THE_WIRE, "connecting")
-            if myself and self._is_ourselves():
-                return failed(Reason.REFUSED, "nothing listens: the connection met itself")
-        self._connected = True
+        if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            return fault(error, _FAULTS_ON_THE_WIRE, "connecting")
+        if self._tcp.endpoint.may_be_ourselves and self._is_ourselves():
+            return failed(Reason.REFUSED, "nothing listens: the connection met itself")
         return None
 
     def _is_ourselves(self) -> bool:
@@ -179,7 +179,7 @@ class Connection:
 class Tcp:
     """A target that is asked over TCP: over a new connection each time, or over one that is kept."""
 
-    __slots__ = ("_converse", "_idle", "_keep", "_stock", "endpoint")
+    __slots__ = ("_converse", "_idle", "_keep", "_stock", "_used", "endpoint")
 
     def __init__(
         self, endpoint: Endpoint, converse: Converse | None, stock: Stock, *, keep: bool = False
@@ -187,6 +187,7 @@ class Tcp:
         self.endpoint = endpoint
         self._converse = converse
         self._stock = stock
+        self._used = stock.of(endpoint.family) if endpoint.plain else []
         self._keep = keep
         self._idle: Connection | None = None
 
@@ -233,7 +234,7 @@ class Tcp:
 
     def _begin(self) -> Attempt | Result:
         where = self.endpoint
-        sock = self._stock.take(where.family) if where.plain else None
+        sock = self._used.pop() if self._used else None
         fresh = sock is None
         said = ""
         try:

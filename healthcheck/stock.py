@@ -26,9 +26,9 @@ class Stock:
         self._keep = keep
         self._by_family: dict[int, list[Socket]] = {socket.AF_INET: [], socket.AF_INET6: []}
 
-    def take(self, family: int) -> Socket | None:
-        kept = self._by_family[family]
-        return kept.pop() if kept else None
+    def of(self, family: int) -> list[Socket]:
+        """What there is to take from, last in, first out."""
+        return self._by_family[family]
 
     def put(self, sock: Socket) -> None:
         kept = self._by_family[sock.family]

@@ -107,8 +107,8 @@ class LabFleet(Fleet):
     def watches(self, name: str | None = None) -> list[Watch]:
         return [
             watch
-            for watch, members in self._audience.items()
-            if name is None or any(member.backend.name == name for member in members)
+            for watch in self._watches
+            if name is None or any(member.backend.name == name for member in watch.hearers)
         ]
 
     def state(self, name: str = "web/web1") -> State:
