@@ -22,6 +22,7 @@ from healthcheck.probes import Attempt
 from healthcheck.stock import Stock
 from healthcheck.targets import Backend, parse
 from healthcheck.verdicts import Verdict, Verdicts, VerdictsError
+from tests.support.wait import until
 
 LOOPBACK = "127.0.0.1"
 PASS = Result(Outcome.PASS, Reason.CONNECTED)
@@ -215,6 +216,34 @@ def probe(where: Subject, begin: Callable[[], Attempt | Result] | None = None) -
     return asyncio.run(one())
 
 
+class Row:
+    """Probes of one target by one engine, one after the other, over sockets that are used again."""
+
+    def __init__(self, begin: Callable[[], Attempt | Result], timeout: float = 2.0) -> None:
+        self.begin, self.timeout = begin, timeout
+        self.results: list[Result] = []
+        self.engine = Engine(lambda _watch, result, _latency: self.results.append(result))
+
+    def probe(self) -> Result:
+        before = len(self.results)
+        self.engine.once(Asks(self.begin), self.timeout)
+        until(lambda: self.engine.wake() or len(self.results) > before, what="a result")
+        return self.results[-1]
+
+
+@contextmanager
+def a_row_of(where: Subject) -> Iterator[Row]:
+    stock = Stock()
+    begin = where.probe(stock)
+    row = Row(begin, where.check.timeout)
+    try:
+        yield row
+    finally:
+        row.engine.close()
+        begin.close()
+        stock.close()
+
+
 @contextmanager
 def serving(serve: Serve, family: int = socket.AF_INET) -> Iterator[int]:
     """A server on loopback that treats each connection in its own way; yields the port."""
@@ -243,9 +272,9 @@ def _accept(listener: socket.socket, serve: Serve) -> None:
                 continue  # the other side went away, as probes do
 
 
-def closed_port() -> int:
+def closed_port(least: int = 20000) -> int:
     """A port below those that the kernel hands out by itself, on which nothing listens."""
-    for port in range(20000, 30000):
+    for port in range(least, 30000):
         with socket.socket() as candidate:
             try:
                 candidate.bind((LOOPBACK, port))

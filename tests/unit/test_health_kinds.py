@@ -6,19 +6,15 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
 
-from healthcheck.checker import Engine
 from healthcheck.exchange import WINDOW, Reason, Result
 from healthcheck.health import Outcome
-from healthcheck.probes import Attempt
-from healthcheck.stock import Stock
 from tests.support.certificates import EXPIRED, Certificate, make
-from tests.support.health import LOOPBACK, Asks, Serve, probe, serving, subject
-from tests.support.wait import until
+from tests.support.health import LOOPBACK, Row, Serve, a_row_of, probe, serving, subject
 
 PATIENCE = {"timeout": 0.3}
 
@@ -137,33 +133,8 @@ def test_method_and_headers_are_sent() -> None:
 # ---- many probes of one target
 
 
-class Row:
-    """Probes of one target by one engine, one after the other, over sockets that are used again."""
-
-    def __init__(self, begin: Callable[[], Attempt | Result], timeout: float = 2.0) -> None:
-        self.begin, self.timeout = begin, timeout
-        self.results: list[Result] = []
-        self.engine = Engine(lambda _watch, result, _latency: self.results.append(result))
-
-    def probe(self) -> Result:
-        before = len(self.results)
-        self.engine.once(Asks(self.begin), self.timeout)
-        until(lambda: self.engine.wake() or len(self.results) > before, what="a result")
-        return self.results[-1]
-
-
-@contextmanager
-def a_row(port: int, **changes: object) -> Iterator[Row]:
-    stock = Stock()
-    target = subject(port, **changes)  # type: ignore[arg-type]
-    begin = target.probe(stock)
-    row = Row(begin, target.check.timeout)
-    try:
-        yield row
-    finally:
-        row.engine.close()
-        begin.close()
-        stock.close()
+def a_row(port: int, **changes: object) -> AbstractContextManager[Row]:
+    return a_row_of(subject(port, **changes))  # type: ignore[arg-type]
 
 
 class Counted:
