@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from typing import Any
 
@@ -120,6 +121,17 @@ def _probes(box: Box) -> Any:
     found = Via.open(box.place.instance)
     assert found
     return contextlib.closing(found)
+
+
+def test_an_upgrade_to_other_sizes_is_followed(box: Box, passes: Passes) -> None:
+    passes(TEXT)
+    before = passes.marks()
+    with Instance.open(box.place.instance) as another:
+        another.resize(replace(another.sizes(), flows4=8192))
+    assert passes(TEXT) is None
+    assert passes.reconciler.drift == ()
+    assert (passes.marks(), attached(box)) == (before, {"wan", "lan"})
+    assert set(passes.reconciler.dataplane.read().probes) == before
 
 
 def test_where_it_cannot_be_attached_there_are_no_marks(box: Box, passes: Passes) -> None:
