@@ -1,6 +1,6 @@
 # Everything there is to do here. On a fresh Debian 12 or Ubuntu 24.04: sudo make test, sudo make demo.
 .DEFAULT_GOAL := help
-.PHONY: help setup build abi reference test unit property bpf e2e check bench demo clean
+.PHONY: help setup build abi reference test unit property bpf e2e check bench demo wheel deb clean
 PYTHON := .venv/bin/python
 OBJECT := build/lb.bpf.o
 OBJECTS := $(OBJECT) build/via.bpf.o
@@ -36,6 +36,13 @@ bench: build ## nanoseconds per packet, as multiples of a trivial program (root)
 
 demo: build ## the whole story in a lab of namespaces, then on until Ctrl-C (root). ARGS=--fast, ARGS=--two-targets
 	@PYTHONPATH=. $(PYTHON) examples/demo/demo.py $(ARGS)
+
+wheel: build ## a wheel with the compiled program inside, in dist/
+	@rm -rf build/lib build/bdist.* dist/*.whl
+	@$(PYTHON) -m pip wheel --quiet --no-deps --no-index --no-build-isolation --wheel-dir dist .
+
+deb: wheel ## a Debian package, in dist/; needs no network
+	@$(PYTHON) packaging/deb.py dist/*.whl dist
 
 clean: ## what was built, not .venv
 	rm -rf build dist *.egg-info

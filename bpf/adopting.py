@@ -6,12 +6,15 @@ Names, shapes and the ABI are compared before anything is read. Nothing is made 
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bpf import mapset, program, record
-from bpf.abi import Abi
+from bpf.abi import Abi, Meta
 from bpf.errors import AbiMismatch, KernelError, NotLoaded
+from bpf.maps import Map
 from bpf.mapset import AnyMap, Maps
 from bpf.pins import Pins
 from bpf.program import Loaded, ProgramInfo
@@ -36,7 +39,7 @@ def adopted(home: Pins, *, read_only: bool) -> tuple[Loaded, Maps]:
         close(found)
         raise
     try:
-        _check_abi(home, maps)
+        _check_abi(home, maps.meta)
     except KernelError:
         close(found)
         maps.close()
@@ -82,13 +85,30 @@ def _check_map(home: Pins, name: str, fd: int | None) -> None:
     program.check_shape(f"{home.map(name)}", name, (key, value), remedy(home))
 
 
-def _check_abi(home: Pins, maps: Maps) -> None:
-    meta = maps.meta.get(0)
+def _check_abi(home: Pins, metas: Map[int, Meta]) -> None:
+    meta = metas.get(0)
     if meta is None or meta.abi != Abi.VERSION:
         raise AbiMismatch(
             f"{home.map('meta')}: these maps are of ABI {meta.abi if meta else 'none'}, this"
             f" version speaks {int(Abi.VERSION)}. {remedy(home)}"
         )
+
+
+def open_map(instance: str, name: str) -> Map[Any, Any]:
+    """One map to write to, for a process that may open no other: only `meta` is read besides."""
+    home = Pins.of(instance)
+    with closing(_alone(home, "meta", read_only=True)) as metas:
+        _check_abi(home, metas)
+    return _alone(home, name, read_only=False)
+
+
+def _alone(home: Pins, name: str, *, read_only: bool) -> Map[Any, Any]:
+    fd = open_pin(home.map(name), read_only=read_only)
+    _check_map(home, name, fd)
+    assert fd is not None  # noqa: S101 -- or the check had failed
+    found = mapset.open_map(name, fd, home.directory, writable=not read_only)
+    assert isinstance(found, Map)  # noqa: S101 -- tables are nobody's alone
+    return found
 
 
 def remedy(home: Pins) -> str:

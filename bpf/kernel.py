@@ -17,7 +17,7 @@ from typing import Self
 
 from bpf import adopting, link, mapset, pins, program, record, replacing, resizing, sweeping, via
 from bpf.abi import Abi, Limit, Meta, Sweep
-from bpf.adopting import Version
+from bpf.adopting import Version, open_map
 from bpf.errors import (
     AbiMismatch,
     Busy,
@@ -57,6 +57,7 @@ __all__ = [
     "default_object",
     "instances",
     "now_tick",
+    "open_map",
     "teardown",
 ]
 
@@ -334,6 +335,7 @@ def _build(home: Pins, sizes: Sizes, path: Path, log: Log | None) -> None:
         building.make()
         for name, fd in loaded.maps.items():
             pin(fd, building.map(name))
+            mapset.share(name, building.map(name))
         replacing.keep(building, loaded.program, program.content(path))
         replacing.pin_programs(loaded, building.program, building.sweep)
         _sign(loaded)

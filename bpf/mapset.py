@@ -101,6 +101,9 @@ CONFIGURATION = frozenset({
 # Mapped into memory: for that the kernel wants a descriptor that can write, even of a reader.
 MAPPED = frozenset({"prefilter", "health"})
 
+# healthcheck runs as another user of the same group: it writes one map, and meta says whether it is what it thinks.
+SHARED = {"health": 0o660, "meta": 0o640}
+
 
 class Maps:
     """The maps of one instance, by name."""
@@ -187,6 +190,12 @@ def entries_of(path: Path) -> int:
         return sum(len(keys) // found.key.size for keys, _ in found.raw())
     finally:
         found.close()
+
+
+def share(name: str, path: Path) -> None:
+    """Give the pin of a map the permissions that others of the group need."""
+    if mode := SHARED.get(name):
+        path.chmod(mode)
 
 
 def identity(fd: int) -> tuple[str, int, int]:

@@ -58,6 +58,7 @@ def _make(home: Pins, there: Pins, maps: Maps, path: Path, sizes: Sizes) -> None
         for name, fd in loaded.maps.items():
             if name in other:
                 pin(fd, there.map(name))
+                mapset.share(name, there.map(name))
             else:
                 os.link(home.map(name), there.map(name))
         with _opened(there, other) as fresh:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from bpf.abi import Health, HealthState, IdLayout
-from bpf.kernel import Instance, KernelError
+from bpf.kernel import KernelError, Map, open_map
 from bpf.pins import Pins
 from healthcheck.health import State
 from healthcheck.verdicts import Verdict, Verdicts, VerdictsError
@@ -22,9 +22,8 @@ _FROM_KERNEL = {int(value): state for state, value in _TO_KERNEL.items()}
 
 
 class PinnedVerdicts:
-    def __init__(self, instance: Instance) -> None:
-        self._instance = instance
-        self._map = instance.maps.health
+    def __init__(self, pinned: Map[int, Health]) -> None:
+        self._map = pinned
 
     def read(self) -> dict[int, Verdict]:
         try:
@@ -50,7 +49,7 @@ class PinnedVerdicts:
             raise VerdictsError(str(error)) from error
 
     def close(self) -> None:
-        self._instance.close()
+        self._map.close()
 
 
 def open_pinned(path: Path, name: str) -> Verdicts:
@@ -62,6 +61,6 @@ def open_pinned(path: Path, name: str) -> Verdicts:
                 f"the targets name {path}, instance {name} has {pinned}: "
                 "nothing is written; use the --instance that the reconciler uses"
             )
-        return PinnedVerdicts(Instance.open(name))
+        return PinnedVerdicts(open_map(name, "health"))
     except (KernelError, OSError) as error:
         raise VerdictsError(str(error)) from error

@@ -54,6 +54,7 @@ from reconciler.observer import Observer
 from reconciler.orders import Orders
 from reconciler.overrides import Unusable
 from reconciler.pair import Pair
+from reconciler.privilege import act_as_owner, keep_to_ourselves
 from reconciler.problems import Rejected, did_you_mean
 from reconciler.release import outdated
 from reconciler.revision import SourceError
@@ -183,6 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.error(wrong)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     collect_seldom()
+    if options.run is not override.run:  # which asks the daemon first, as who it is
+        act_as_owner()
     try:
         code: int = options.run(options)
     except Rejected as error:
@@ -225,6 +228,7 @@ def run(options: argparse.Namespace) -> int:
         return dry.run(options)
     node = node_of(options.node)
     place, manager = place_of(options), ServiceManager.of()
+    keep_to_ourselves()
     with writer(place), Neighbours() as neighbours:
         sizes = Sizes(**node.sizes)
         source = sources.source_of(options, place.state_dir)

@@ -33,6 +33,8 @@ SYSCTL = Path("/proc/sys")
 FEATURES = ("rx-lro", "rx-gro", "rx-gro-hw", "rx-vlan-hw-parse")
 _SIOCETHTOOL, _GDRVINFO = 0x8946, 3
 _DRVINFO_SIZE = 196
+_GCHANNELS = 0x3C
+_CHANNELS = struct.Struct("=9I")  # command; most of rx, tx, other, combined; and those in use
 _UP = 1
 _FILTERING = (b"CONFIG_NET_SCH_INGRESS=", b"CONFIG_NET_CLS_BPF=")
 _XDP_BASIC, _XDP_XMIT = 1, 4
@@ -180,15 +182,20 @@ def _vlans(index: int, links: Mapping[str, Any]) -> Iterator[str]:
 
 def _driver(name: str) -> str:
     """As `ethtool -i` says it."""
-    answer = bytearray(struct.pack("=I", _GDRVINFO).ljust(_DRVINFO_SIZE, b"\0"))
+    answer = _asked(name, _GDRVINFO, _DRVINFO_SIZE)
+    return answer[4:36].partition(b"\0")[0].decode(errors="replace")
+
+
+def _asked(name: str, command: int, size: int) -> bytes:
+    """What the driver fills a structure of that size with; nothing but zeros if it does not know."""
+    answer = bytearray(struct.pack("=I", command).ljust(size, b"\0"))
+    request = struct.pack("16sP16x", name.encode(), _address_of(answer))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        at = _address_of(answer)
-        request = struct.pack("16sP16x", name.encode(), at)
         try:
             fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
         except OSError:
-            return ""
-    return answer[4:36].partition(b"\0")[0].decode(errors="replace")
+            return bytes(size)
+    return bytes(answer)
 
 
 def _address_of(buffer: bytearray) -> int:
@@ -197,7 +204,8 @@ def _address_of(buffer: bytearray) -> int:
 
 def _features(name: str) -> dict[str, bool]:
     try:
-        with closing(IoctlEthtool(name)) as ethtool:
+        ethtool = IoctlEthtool(name)
+        with closing(ethtool.sock):  # Debian 12's has no close() of its own
             found = ethtool.get_features()
             return {one: bool(found[one]) for one in FEATURES if one in found}
     except (EthtoolError, OSError):
@@ -206,13 +214,10 @@ def _features(name: str) -> dict[str, bool]:
 
 def _queues(name: str) -> tuple[int, int]:
     """Receive queues: those in use, and as many as there could be."""
-    try:
-        with closing(IoctlEthtool(name)) as ethtool:
-            found = ethtool.get_channels()
-    except (EthtoolError, OSError):
-        return 1, 1
-    now = found.rx_count + found.combined_count
-    return max(now, 1), max(found.max_rx + found.max_combined, now, 1)
+    answer = _asked(name, _GCHANNELS, _CHANNELS.size)
+    _, most, _, _, most_combined, now, _, _, combined = _CHANNELS.unpack(answer)
+    used = now + combined
+    return max(used, 1), max(most + most_combined, used, 1)
 
 
 def _xdp(index: int) -> int | None:

@@ -12,4 +12,5 @@ def pin_again(instance: Instance) -> tuple[str, ...]:
     gone = tuple(name for name in mapset.names() if not home.map(name).exists())
     for name in gone:
         pin(instance.maps[name].fd, home.map(name))
+        mapset.share(name, home.map(name))
     return gone

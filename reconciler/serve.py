@@ -169,6 +169,9 @@ def bound(path: Path, group: str) -> socket.socket:
             os.chown(path, -1, grp.getgrnam(group).gr_gid)
         except KeyError:
             log.error("control-group: %s is no group here: the socket is root's", group)  # noqa: TRY400
+        except PermissionError:
+            remedy = f"add SupplementaryGroups={group} to our unit"
+            log.error("control-group: %s is no group of ours: %s", group, remedy)  # noqa: TRY400
     path.chmod(0o660)
     made.listen()
     return made

@@ -5,19 +5,19 @@ A running daemon applies it at once; without one it waits in its file for the ne
 
 import argparse
 import json
-import os
-import pwd
 import sys
 import time
 
 from reconciler import control, overrides
 from reconciler.commands import Commands, add_place, run_dir, span
+from reconciler.commands.suspend import who
 from reconciler.commands.sync import report
 from reconciler.facts import Moment
 from reconciler.loop import Place, applied
 from reconciler.orders import clear_override, set_override
 from reconciler.overrides import Forced, Override, Unusable
 from reconciler.overriding import OverrideFile
+from reconciler.privilege import act_as_owner
 
 EXAMPLES = """\
 examples:
@@ -82,13 +82,14 @@ def force(options: argparse.Namespace, place: Place) -> int:
 
 
 def _without_daemon(options: argparse.Namespace, place: Place) -> None:
+    act_as_owner()
     config = applied(place)
     if config is None:
         raise Unusable(f"override {options.backend}: nothing was applied on this node yet")
     now = time.time()
     pool, _, name = options.backend.partition("/")
     state = Forced(options.state)
-    made = Override(pool, name, state, options.reason, _me(), now, now + options.seconds)
+    made = Override(pool, name, state, options.reason, who(), now, now + options.seconds)
     known = [(one.name, name) for one in config.pools.values() for name in one.backends]
     set_override(OverrideFile(place.state_dir), made, known)
     sys.stdout.write(
@@ -103,6 +104,7 @@ def clear(options: argparse.Namespace, place: Place) -> int:
             place.run_dir / control.SOCKET, "clear", {"backend": options.clear}
         )  # fmt: skip
     except control.NotRunning:
+        act_as_owner()
         had = clear_override(OverrideFile(place.state_dir), options.clear)
         answer = {"cleared": had}
     if not answer["cleared"]:
@@ -122,10 +124,3 @@ def list_them(options: argparse.Namespace, place: Place) -> int:
             f"{one.name} forced {one.state} until {Moment(one.until)} by {one.by}: {one.reason}\n"
         )
     return 0
-
-
-def _me() -> str:
-    try:
-        return pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return f"uid {os.getuid()}"

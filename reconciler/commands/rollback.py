@@ -6,7 +6,6 @@ cannot be had: it needs the state folder only, and works without a daemon.
 
 import argparse
 import fcntl
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -105,11 +104,12 @@ def runs(folder: Path) -> bool:
 
 def _apply(options: argparse.Namespace, state: Path) -> int:
     print("no reconciler runs: applying it here")
-    command = [
-        sys.executable, "-m", "reconciler", "--once", "--instance", options.instance,
-        "--node", str(options.node), "--state-dir", str(state), "--run-dir", str(run_dir(options)),
-    ]  # fmt: skip
-    return subprocess.run(command, check=False).returncode
+    from reconciler.cli import main  # noqa: PLC0415 -- which imports us
+
+    return main([
+        "--once", "--instance", options.instance, "--node", str(options.node),
+        "--state-dir", str(state), "--run-dir", str(run_dir(options)),
+    ])  # fmt: skip
 
 
 def _await(history: History, target: Generation, since: float) -> int:
