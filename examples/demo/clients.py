@@ -13,7 +13,7 @@ from typing import Self
 from tests.support.namespace import Namespace
 from tests.support.traffic import Connection
 
-VISITORS = 12
+VISITORS = 24
 PAUSE = 0.004  # between two new connections
 RHYTHM = 0.1  # between two requests of a visitor
 STAY = (2.0, 6.0)  # seconds that a visitor keeps a connection for

@@ -128,6 +128,11 @@ class Stage(contextlib.ExitStack):
         )
         return found
 
+    def program(self) -> int:
+        """The number of what runs."""
+        with kernel.Instance.open(self.name, read_only=True) as instance:
+            return instance.program_info().id
+
     def wait_for_status(self, what: str, wanted: str) -> None:
         """Until the last commit that was offered came to this."""
         until(

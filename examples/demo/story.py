@@ -5,10 +5,13 @@ came as told. Requests are counted all along; the last chapter reckons up.
 """
 
 from collections import Counter
+from pathlib import Path
 
 from clients import VISITORS, Clients
-from stage import ADDRESS, BACKEND_PORT, ROOT, Stage, expect
+from failover import failover
+from stage import ADDRESS, BACKEND_PORT, PATIENCE, ROOT, Stage, expect
 
+from tests.support.objects import DROPS, SAME, changed
 from tests.support.wait import until
 
 LOOK = 4.0  # seconds that a board is shown for
@@ -42,7 +45,7 @@ class Story:
         self.stage.edit(WEB3, WEB3.replace("}", ", state: drain, reason: kernel upgrade}"))
         self._commit("drain web3 for its kernel")
         self.say("  no new connection goes to it; those that it has may finish:")
-        left = until(self._drain_begun, what="a drain in the status")
+        left = until(self._drain, PATIENCE, what="a drain in the status")
         while left:
             self.say(f"    web3: {left['flows_left']} flows left, {left['seconds_left']:.0f} s")
             if not left["flows_left"]:
@@ -97,11 +100,26 @@ class Story:
         expect(self._valid(), "the file is valid again")
 
     def replacing(self) -> None:
-        self._chapter("The program is replaced under load")
+        self._chapter(
+            "A new version of the program, under load. This one drops what it should forward"
+        )
         failures = len(self.clients.failures)
-        self.stage.instance.replace()
+        running = self.stage.program()
+        self._upgrade("bad.o", changed(self.stage.folder, "bad", DROPS))
+        expect(self.stage.program() == running, "it was tried beside the running one, and refused")
+        self._chapter("This one treats every packet alike")
+        self._upgrade("good.o", changed(self.stage.folder, "good", SAME))
+        expect(self.stage.program() != running, "it took over")
         self._look()
+        self._shell("reconciler upgrade --undo", "reconciler", "upgrade", "--undo", *self._node())
+        expect(self.stage.program() == running, "and back")
         expect(len(self.clients.failures) == failures, "no request was lost")
+
+    def _upgrade(self, shown: str, program: Path) -> None:
+        self._shell(
+            f"reconciler upgrade --object {shown}",
+            *("reconciler", "upgrade", "--object", str(program), *self._node()),
+        )
 
     def reckoning(self) -> None:
         lost = len(self.clients.failures) - self.expected_failures
@@ -129,9 +147,11 @@ class Story:
             self.say(f"  ... {len(lines) - most} lines more")
         self.stage.screen.rest(0.0 if self.stage.hurry else LOOK)
 
+    def _node(self) -> tuple[str, ...]:
+        return ("--node", str(self.stage.node), *self.stage.place)
+
     def _dry(self) -> tuple[str, ...]:
-        files = ("--config", str(self.stage.file), "--node", str(self.stage.node))
-        return ("reconciler", "--dry-run", *files, *self.stage.place)
+        return ("reconciler", "--dry-run", "--config", str(self.stage.file), *self._node())
 
     def _commit(self, subject: str) -> None:
         commit = self.stage.commit(subject)
@@ -148,10 +168,6 @@ class Story:
 
     def _drain(self) -> dict[str, float]:
         return next(iter(self.stage.status()["drains"]), {})
-
-    def _drain_begun(self) -> dict[str, float]:
-        drain = self._drain()
-        return drain if drain.get("flows_left") else {}
 
     def _valid(self) -> bool:
         conditions = self.stage.status()["conditions"]
@@ -199,7 +215,13 @@ def quickstart(*, hurry: bool) -> None:
                 story.reckoning,
             ):
                 chapter()
-            if not hurry:
-                stage.screen.say("\non and on, until Ctrl-C")
-                while True:
-                    stage.show(clients, 10, keep=not stage.screen.live)
+        failover(stage.screen, hurry=hurry)
+        if not hurry:
+            on_and_on(stage)
+
+
+def on_and_on(stage: Stage) -> None:
+    stage.screen.say("\nThe first balancer goes on and on, until Ctrl-C")
+    with stage.clients(VISITORS) as clients:
+        while True:
+            stage.show(clients, 10, keep=not stage.screen.live)

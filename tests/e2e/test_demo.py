@@ -44,7 +44,7 @@ def test_fast_shows_everything_and_leaves_nothing() -> None:
     with demo("--fast") as process:
         output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    assert output.count("  ok: ") == 11
+    assert output.count("  ok: ") == 15
     assert left_by(process) == []
 
 
