@@ -3,14 +3,13 @@
 Health belongs to backends, results to subjects: whoever shares an address and a definition shares the probe.
 """
 
-import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from healthcheck import report, targets
+from healthcheck import heap, report, targets
 from healthcheck.checker import Engine, Tally, Watch
 from healthcheck.definition import Subject
 from healthcheck.exchange import Result
@@ -228,7 +227,7 @@ class Fleet:
         self._watch(self._members)
         self._report.follow(self._members)
         self._news = True
-        gc.freeze()  # what was adopted stays: looking through it again and again would make probes late
+        heap.settle()
         log.info("%d backends, %d probes", len(self._members), len(self._watches))
 
     def _watch(self, members: list[Member]) -> None:

@@ -6,6 +6,7 @@ restart of this process (the map remembers), a health map made anew: none of the
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from healthcheck.exchange import Result
 from healthcheck.health import FULL, STEADY, Health, Outcome, State, first, ramp
@@ -85,6 +86,9 @@ class Member:
         return changed
 
 
+NO_REASONS: Mapping[str, int] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class Told:
     """What the last process said of one backend."""
@@ -92,7 +96,7 @@ class Told:
     state: State = State.UNKNOWN
     since: float | None = None
     counts: tuple[int, int, int, int] = (0, 0, 0, 0)  # passed, failed, neutral, flips
-    reasons: Mapping[str, int] = field(default_factory=dict)
+    reasons: Mapping[str, int] = field(default_factory=lambda: NO_REASONS)
 
 
 @dataclass(frozen=True, slots=True)

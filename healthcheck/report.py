@@ -16,7 +16,7 @@ from typing import Any
 from healthcheck.checker import Tally
 from healthcheck.exchange import Result
 from healthcheck.health import State
-from healthcheck.members import Member, Past, Told
+from healthcheck.members import NO_REASONS, Member, Past, Told
 
 FORMAT_VERSION = "1.2"
 _PIECE = 256  # parts written in one go
@@ -166,12 +166,17 @@ def publish(path: Path, text: Iterable[bytes]) -> None:
 def past(path: Path) -> Past:
     """What the last report says; nothing if there is none that can be read."""
     try:
-        report = json.loads(path.read_bytes())
-        told = {entry["id"]: _told(entry) for entry in report["backends"]}
+        report = json.loads(path.read_bytes(), object_hook=_short)
+        told = dict(report["backends"])
         counted = {name: report["checker"][name] for name in COUNTED}
         return Past(told, _seconds(report["published_at"]), counted)
     except (OSError, ValueError, KeyError, TypeError):
         return Past()  # a convenience: without it, times and counters begin with this process
+
+
+def _short(read: dict[str, Any]) -> dict[str, Any] | tuple[int, Told]:
+    """A backend is cut down as soon as it is read: as dictionaries, thousands take more than all that we keep."""
+    return (read["id"], _told(read)) if "counters" in read else read
 
 
 def _told(entry: dict[str, Any]) -> Told:
@@ -180,7 +185,7 @@ def _told(entry: dict[str, Any]) -> Told:
         State(entry["state"]),
         _seconds(entry["since"]) if entry["since"] else None,
         (counters["passed"], counters["failed"], counters["neutral"], counters["flips"]),
-        counters.get("reasons", {}),
+        counters.get("reasons") or NO_REASONS,
     )
 
 

@@ -81,9 +81,10 @@ class Bench:
         arguments = (self.directory, case.against or case.kind, case.count, case.every)
         with rig.neighbour(*arguments, self.certificate.chain) as process:
             self.span(WARM)
-            cpu, done = rig.cpu_of(process), rig.opened()
+            cpu, done, began = rig.cpu_of(process), rig.opened(), time.monotonic()
             self.span(self.seconds)
-            return per_check(case, rig.cpu_of(process) - cpu, rig.opened() - done, self.seconds)
+            took = time.monotonic() - began
+            return per_check(case, rig.cpu_of(process) - cpu, rig.opened() - done, took)
 
     def ours(self, case: Case, *options: str) -> float:
         with rig.ours(self.directory, backends(case, self.certificate.chain), *options) as checker:
@@ -93,7 +94,8 @@ class Bench:
             after, spent = checker.mark(), rig.cpu_of(checker.pid) - cpu
             if after["down"] or after["own_trouble"]:
                 raise BenchError(f"{case.name}: not all targets passed: {after}")
-            return per_check(case, spent, after["probes"] - before["probes"], self.seconds)
+            took = after["clock"] - before["clock"]
+            return per_check(case, spent, after["probes"] - before["probes"], took)
 
     def case(self, case: Case, rounds: int) -> dict[str, Any]:
         pairs = []
@@ -123,10 +125,17 @@ class Bench:
         with rig.ours(self.directory, targets) as checker:  # without the list of lateness
             self.span(WARM + 6)
             weighed = checker.mark()
+        nobody = [{**target, "port": rig.CLOSED} for target in targets]
+        with rig.ours(self.directory, nobody) as checker:  # each falls with its first probe
+            self.span(WARM)
+            fallen = checker.mark()
+        if fallen["down"] != case.count:
+            raise BenchError(f"flips: {fallen['down']} of {case.count} fell")
         memory = (weighed["resident"] - weighed["base"]) / case.count
         return [
             fact("lateness of starts, 99th percentile, ms", figures["late_p99"] * 1000, 10),
             fact("start-up until probes run, 10,000 targets, s", figures["began"], 1),
+            fact("10,000 fall: last probe to map, longest, ms", fallen["slowest_flip"] * 1000, 100),
             fact("memory a target, bytes", memory, 2048),
         ]
 

@@ -13,8 +13,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from healthcheck.checker import Engine, Watch
+from healthcheck.exchange import Result
 from healthcheck.fleet import STEP, Fleet
 from healthcheck.health import State
+from healthcheck.members import Member
 from healthcheck.stock import Stock
 from healthcheck.verdicts import Verdict, Verdicts
 
@@ -23,21 +25,22 @@ _VERDICTS = {state: Verdict(state) for state in State}
 
 
 class Memory:
-    """A map, and when each batch of it was written. A byte an entry: the kernel's is not the checker's memory either."""
+    """A map, and how long verdicts wait for it. A byte an entry: the kernel's is not the checker's memory either."""
 
     def __init__(self) -> None:
         self.entries = bytearray(1 << 16)
-        self.written: list[tuple[float, int]] = []
+        self.decided = 0.0  # when the first probe ended whose verdict is still to be written
+        self.slowest = 0.0  # seconds from such an end to the map
 
     def read(self) -> dict[int, Verdict]:
         return {n: _VERDICTS[_BY_STATE[said]] for n, said in enumerate(self.entries) if said}
 
     def write(self, verdicts: Iterable[tuple[int, Verdict]]) -> None:
-        count = 0
         for number, verdict in verdicts:
             self.entries[number] = _BY_STATE.index(verdict.state)
-            count += 1
-        self.written.append((time.monotonic(), count))
+        if self.decided:
+            self.slowest = max(self.slowest, time.monotonic() - self.decided)
+        self.decided = 0.0
 
     def count(self, state: State) -> int:
         return self.entries.count(_BY_STATE.index(state))
@@ -46,6 +49,16 @@ class Memory:
 
     def open(self, _path: Path, _instance: str) -> Verdicts:
         return self
+
+
+class Deciding(Fleet):
+    """Tells the map when a verdict fell that it has to write."""
+
+    memory: Memory
+
+    def _flip(self, member: Member, before: State, result: Result) -> None:
+        self.memory.decided = self.memory.decided or time.monotonic()
+        super()._flip(member, before, result)
 
 
 class Timed(Engine):
@@ -78,16 +91,17 @@ def figures(fleet: Fleet, memory: Memory, began: float, base: int) -> dict[str, 
         "began": began,
         "late_p50": late[len(late) // 2] if late else None,
         "late_p99": late[len(late) * 99 // 100] if late else None,
-        "written": memory.written[-200:],
+        "slowest_flip": memory.slowest,
     }
 
 
 async def run(targets: Path, *, timed: bool, recycle: bool) -> None:
     started, base = time.monotonic(), resident()
     memory = Memory()
-    fleet = Fleet(
+    fleet = Deciding(
         targets, targets.with_name("health.json"), "bench", memory.open, stock=Stock(keep=recycle)
     )
+    fleet.memory = memory
     if timed:
         fleet.engine.__class__ = Timed
         fleet.engine.waits = []  # type: ignore[attr-defined]
@@ -104,7 +118,7 @@ async def run(targets: Path, *, timed: bool, recycle: bool) -> None:
         line = sys.stdin.readline().strip()
         if line == "mark":
             print(json.dumps(figures(fleet, memory, began, base)), flush=True)
-            memory.written.clear()
+            memory.slowest = 0.0
             if timed:
                 fleet.engine.waits.clear()  # type: ignore[attr-defined]
         else:

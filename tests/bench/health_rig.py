@@ -19,7 +19,7 @@ CLONE_NEWNET = 0x40000000
 CHECKER, TARGET = 0, 1  # cores
 HAPROXY = "/usr/sbin/haproxy"
 PLAIN, SECURE = 18080, 18443  # ports of the target
-IDLE = 18999
+IDLE, CLOSED = 18999, 18998
 
 _COMMON = "global\n  nbthread 1\n  maxconn 15000\n  no strict-limits\n{more}"
 _DEFAULTS = "defaults\n  mode {mode}\n  timeout connect 1s\n  timeout client 5s\n  timeout server 5s\n  timeout check 1s\n"
