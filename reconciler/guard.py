@@ -114,6 +114,7 @@ def _with_backends(desired: State, actual: State) -> State:
         tables={**desired.tables, **_picked(actual.tables, pools)},
         spares={**desired.spares, **_picked(actual.spares, pools)},
         backends={**_picked(actual.backends, held), **desired.backends},
+        probes=_probes(desired, actual, _picked(actual.backends, held)),
     )
 
 
@@ -137,6 +138,7 @@ def _joined(
         tables={**_picked(actual.tables, pools), **desired.tables},
         spares={**_picked(actual.spares, pools), **desired.spares},
         backends={**desired.backends, **_absent(backends, desired.backends)},
+        probes=_probes(desired, actual, backends),
         frontends4=_keys(desired.frontends4, actual.frontends4, numbers),
         frontends6=_keys(desired.frontends6, actual.frontends6, numbers),
         replies4=_replies(desired.replies4, actual.replies4),
@@ -159,6 +161,17 @@ def _replies(
 ) -> dict[Any, abi.Reply]:
     """What no longer applies names a frontend or backend that is gone: it derives nothing."""
     return {**actual, **desired} if len(desired) else dict(actual)
+
+
+def _probes(
+    desired: State, actual: State, backends: Mapping[int, abi.Backend]
+) -> Mapping[int, abi.Probe]:
+    """Checks of backends that are kept go on by the way that they went."""
+    if not actual.probes:
+        return desired.probes
+    addresses = {(entry.family, bytes(entry.addr)) for entry in backends.values()}
+    kept = _taken(actual.probes, lambda one: (one.family, bytes(one.backend)) in addresses)
+    return {**kept, **desired.probes}
 
 
 def _kinds(desired: Mapping[int, int], actual: Mapping[int, int]) -> dict[int, int]:

@@ -361,11 +361,7 @@ class Reconciler:
             self.drift += self._sideway.drift
 
     def _tell(self, view: View, accepted: Accepted, *, left: bool) -> None:
-        name, via = self.instance.name, self._sideway.trouble is None
-        text = published.targets(
-            view.config, view.desired, name, health_map(name), self._memo, via=via
-        )
-        published.publish(self._place.run_dir / "targets.json", text)
+        self._publish(view)
         before = self._standing
         if before is None or before.blocked != view.blocked:
             for why in view.blocked.values():
@@ -374,6 +370,20 @@ class Reconciler:
             self._standing = standing.after(before, accepted.revision, view.config, view.blocked)
         if not view.refused and self._standing is not None:
             standing.write(self._place.run_dir, self._standing)
+
+    def _publish(self, view: View) -> None:
+        name, via = self.instance.name, self._sideway.trouble is None
+        path = self._place.run_dir / "targets.json"
+        text = published.targets(
+            view.config,
+            view.desired,
+            name,
+            health_map(name),
+            self._memo,
+            via=via,
+            retained=published.retained(path, view.held, view.desired.state, via=via),
+        )
+        published.publish(path, text)
 
 
 def in_words(one: Seen) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 from bpf import abi
 from reconciler import ways
 from reconciler.compile import Desired
+from reconciler.dataplane import State
+from reconciler.drain import NO_NEW
 from reconciler.memo import Memo
 from reconciler.model import Backend, Check, CheckType, Config, Pool
 from reconciler.ways import Way
@@ -28,10 +30,12 @@ def targets(
     memo: Memo | None = None,
     *,
     via: bool = True,
+    retained: Iterable[str] = (),
 ) -> str:
     """What is to be probed, a line for each backend: see schemas/targets.schema.json.
 
     Not `via`: nothing can be probed by the way that clients take, for the time being.
+    `retained` are lines of backends that the maps keep, and no configuration names.
     """
     memo = memo or Memo()
     marked = memo.of(_marked, "", config, desired.marks, via)
@@ -44,8 +48,32 @@ def targets(
         if pool.check
     ]
     head = {"format_version": FORMAT, "instance": instance, "health_map": str(health_map)}
-    lines = ",\n".join(lines for lines in probed if lines)
+    lines = ",\n".join(lines for lines in (*probed, *retained) if lines)
     return f'{json.dumps(head)[:-1]}, "backends": [\n{lines}\n]}}\n'
+
+
+def retained(path: Path, held: State, desired: State, *, via: bool = True) -> list[str]:
+    """What was said of backends that stay although the file has them no more.
+
+    A guardrail keeps them, or a service that can only be left as it is: they are still
+    chosen, so their health must go on counting. Whoever is not named loses it.
+    """
+    gone = held.backends.keys() - desired.backends.keys()
+    numbers = {held.backends[at].id for at in gone if not held.backends[at].flags & NO_NEW}
+    if not numbers:
+        return []
+    try:
+        said = json.loads(path.read_text())["backends"]
+        return [_again(one, held, via=via) for one in said if one["id"] in numbers]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # there was none, or none of ours
+
+
+def _again(target: dict[str, Any], held: State, *, via: bool) -> str:
+    """With the marks that still mean something."""
+    for way in target.get("via", ()):
+        way["mark"] = way["mark"] if via and way["mark"] in held.probes else 0
+    return json.dumps(target)
 
 
 def _numbers(desired: Desired, pool: Pool) -> tuple[tuple[str, int], ...]:
