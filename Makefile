@@ -1,6 +1,6 @@
 # Everything there is to do here. On a fresh Debian 12 or Ubuntu 24.04: sudo make test, sudo make demo.
 .DEFAULT_GOAL := help
-.PHONY: help setup build abi reference test unit property bpf e2e check bench demo wheel deb clean
+.PHONY: help setup build abi reference test unit property bpf e2e check bench demo soak wheel deb clean
 PYTHON := .venv/bin/python
 OBJECT := build/lb.bpf.o
 OBJECTS := $(OBJECT) build/via.bpf.o
@@ -43,6 +43,9 @@ wheel: build ## a wheel with the compiled program inside, in dist/
 
 deb: wheel ## a Debian package, in dist/; needs no network
 	@$(PYTHON) packaging/deb.py dist/*.whl dist
+
+soak: build ## random troubles under load, each mishap explained or not (root). DURATION=30s, default 10m; SEED=
+	@$(PYTHON) -m tests.soak --duration $(or $(DURATION),10m) $(if $(SEED),--seed $(SEED))
 
 clean: ## what was built, not .venv
 	rm -rf build dist *.egg-info

@@ -102,14 +102,40 @@ def backends_of(
         return [connection.get().backend for connection in connections]
 
 
+class Datagrams:
+    """One port that sends a datagram and waits for its echo, again and again."""
+
+    def __init__(
+        self, place: Namespace, address: str, port: int, *, patience: float = _PATIENCE
+    ) -> None:
+        self.socket = place.socket(_family(address), socket.SOCK_DGRAM)
+        self.socket.settimeout(patience)
+        self.socket.connect((address, port))
+
+    def get(self, path: str) -> Answer:
+        return self.echo(path.encode())
+
+    def echo(self, data: bytes) -> Answer:
+        self.socket.send(data)
+        backend, _, body = self.socket.recv(65535).partition(b" ")
+        return Answer(backend.decode(), body)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.socket.close()
+
+
 def udp_echo(place: Namespace, address: str, port: int, data: bytes) -> Answer:
     """The echo of one datagram from a new port."""
-    with place.socket(_family(address), socket.SOCK_DGRAM) as udp:
-        udp.settimeout(_PATIENCE)
-        udp.connect((address, port))
-        udp.send(data)
-        backend, _, body = udp.recv(65535).partition(b" ")
-        return Answer(backend.decode(), body)
+    with Datagrams(place, address, port) as datagrams:
+        return datagrams.echo(data)
 
 
 class Load:

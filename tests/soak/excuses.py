@@ -1,0 +1,107 @@
+"""What may be excused when. Pure: what went wrong and what was going on are values, and nobody looks at a clock.
+
+Excuses nothing by its size or its rarity: a mishap is explained by a trouble that concerned it and that was
+going on between the last moment when all was well and the moment when it was noticed, or it is not explained.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from math import inf
+
+
+class Symptom(StrEnum):
+    """What a client sees."""
+
+    REFUSED = "refused"
+    RESET = "reset"
+    SILENT = "silent"
+    UNREACHABLE = "unreachable"
+    MOVED = "moved"
+    FELL = "fell"  # seen by the checks, not by a client
+
+
+ANY = frozenset(Symptom) - {Symptom.FELL}
+
+
+@dataclass(frozen=True, slots=True)
+class Mishap:
+    """Something that would not have happened in quiet times."""
+
+    symptom: Symptom
+    since: float  # when all was still well
+    at: float
+    service: str
+    pool: str
+    host: str | None = None  # who had it; None: nobody had answered yet
+    detail: str = ""
+
+    def __str__(self) -> str:
+        whose = f"with {self.host}" if self.host else "not answered yet"
+        return f"{self.symptom}: {self.service} ({whose}) {self.detail}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What somebody did, whom it concerns, and what that may do to them. Nothing given: everybody."""
+
+    kind: str  # what reports count by
+    what: str
+    begin: float
+    explains: frozenset[Symptom]
+    end: float = inf
+    services: frozenset[str] | None = None
+    pool: str | None = None
+    host: str | None = None
+    fresh: bool | None = None  # only those without an answer yet; or only those with one
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.what})"
+
+    def over(self, at: float) -> "Trouble":
+        """The same, ended; what ended before stays so."""
+        return replace(self, end=min(self.end, at))
+
+    def excuses(self, mishap: Mishap) -> bool:
+        return (
+            mishap.symptom in self.explains
+            and self.begin <= mishap.at
+            and mishap.since <= self.end
+            and self._concerns(mishap)
+        )
+
+    def _concerns(self, mishap: Mishap) -> bool:
+        """One who has no backend yet may have been on the way to any."""
+        return (
+            (self.services is None or mishap.service in self.services)
+            and self.pool in (None, mishap.pool)
+            and (self.host is None or mishap.host in (None, self.host))
+            and (self.fresh is None or self.fresh == (mishap.host is None))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A mishap and everything that explains it."""
+
+    mishap: Mishap
+    excuses: tuple[Trouble, ...]
+
+    @property
+    def kind(self) -> str:
+        """The narrowest explanation's: whom something concerned alone is likelier to have had it from there."""
+        return min(self.excuses, key=_breadth).kind if self.excuses else "UNEXPLAINED"
+
+
+def _breadth(trouble: Trouble) -> tuple[bool, bool, bool]:
+    return trouble.host is None, trouble.pool is None, trouble.services is None
+
+
+def judged(mishaps: Iterable[Mishap], troubles: Iterable[Trouble]) -> list[Finding]:
+    known = tuple(troubles)
+    return [Finding(one, tuple(t for t in known if t.excuses(one))) for one in mishaps]
+
+
+def going_on(troubles: Iterable[Trouble], since: float, at: float) -> list[Trouble]:
+    """Whomever it concerned: what a reader of an unexplained mishap wants to know."""
+    return [one for one in troubles if one.begin <= at and since <= one.end]
