@@ -30,8 +30,8 @@ unit property bpf e2e: build ## one kind of test
 check: build ## everything that needs no traffic: style, types, arrows, generated files, schemas, examples
 	@scripts/check
 
-bench: build ## nanoseconds per packet, as multiples of a trivial program (root). ARGS="--part health": of a health check; control: of passes
-	@command -v haproxy >/dev/null || scripts/setup bench
+bench: build ## nanoseconds per packet, as multiples of a trivial program (root). ARGS="--part health": of a health check; control: of passes; rate: packets a second
+	@for tool in haproxy nft ipvsadm wrk; do command -v $$tool >/dev/null || exec scripts/setup bench; done
 	@$(PYTHON) -m tests.bench $(ARGS)
 
 demo: build ## the whole story in a lab of namespaces, then on until Ctrl-C (root). ARGS=--fast, ARGS=--two-targets

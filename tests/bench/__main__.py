@@ -8,8 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bpf.errors import KernelError
-from tests.bench import control, dataplane, health, profile, report
-from tests.bench.wrapper import BenchError
+from tests.bench import control, dataplane, health, profile, rate, report
+from tests.bench.objects import BenchError
 
 RESULT = Path("build/bench/dataplane.json")
 
@@ -18,9 +18,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument(
         "--part",
-        choices=("dataplane", "health", "control"),
+        choices=("dataplane", "health", "control", "rate"),
         default="dataplane",
-        help="what a packet costs; a health check, beside HAProxy; or the reconciler with 10,000 backends",
+        help="what a packet costs; a health check, beside HAProxy; the reconciler with 10,000 backends;"
+        " or packets and requests a second, beside nftables and others",
     )
     parser.add_argument("--quick", action="store_true", help="few rounds: for a first look")
     parser.add_argument(
@@ -60,6 +61,8 @@ def main() -> int:
         return health.bench(options.case, quick=options.quick)
     if options.part == "control":
         return control.bench(quick=options.quick, say=say)
+    if options.part == "rate":
+        return rate.bench(options.case, quick=options.quick, say=say)
     try:
         (profile.show if options.profile else bench)(options)
     except (BenchError, KernelError) as error:

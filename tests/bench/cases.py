@@ -13,7 +13,8 @@ from itertools import count
 from bpf.abi import Forward, ServiceFlag, Verdict
 from bpf.mapset import Sizes
 from bpf.program import Action
-from tests.bench.wrapper import BenchError, Order, Packet
+from tests.bench.objects import BenchError
+from tests.bench.wrapper import Order, Packet
 from tests.support.frames import UDP, eth, ip, tcp, udp
 from tests.support.world import Backend, Pool, Service, Settings, World
 

@@ -20,8 +20,8 @@ from reconciler.problems import Rejected
 from reconciler.start import collect_seldom
 from reconciler.table import Fill
 from tests.bench.control_rig import Pass, Rig, accepted, rig
+from tests.bench.objects import BenchError
 from tests.bench.report import cpu_model, verdict
-from tests.bench.wrapper import BenchError
 from tests.support.crowd import CHANGES, EACH, Crowd, broken
 from tests.support.wait import until
 

@@ -20,7 +20,7 @@ from reconciler.memo import Memo
 from reconciler.model import Node
 from reconciler.neigh import Neighbours
 from reconciler.revision import Revision
-from tests.bench.wrapper import BenchError
+from tests.bench.objects import BenchError
 from tests.support.crowd import Crowd
 from tests.support.namespace import Namespace
 from tests.support.wait import until

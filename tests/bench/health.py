@@ -12,8 +12,8 @@ from statistics import median
 from typing import Any
 
 from tests.bench import health_rig as rig
+from tests.bench.objects import BenchError
 from tests.bench.report import verdict
-from tests.bench.wrapper import BenchError
 from tests.support.certificates import make
 from tests.support.wait import until
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.bench.wrapper import BenchError
+from tests.bench.objects import BenchError
 from tests.support.certificates import Certificate
 from tests.support.wait import until
 
@@ -21,9 +21,9 @@ HAPROXY = "/usr/sbin/haproxy"
 PLAIN, SECURE = 18080, 18443  # ports of the target
 IDLE, CLOSED = 18999, 18998
 
-_COMMON = "global\n  nbthread 1\n  maxconn 15000\n  no strict-limits\n{more}"
-_DEFAULTS = "defaults\n  mode {mode}\n  timeout connect 1s\n  timeout client 5s\n  timeout server 5s\n  timeout check 1s\n"
-_ANSWER = '  http-request return status 200 content-type text/plain string "ready"\n'
+COMMON = "global\n  nbthread 1\n  maxconn 15000\n  no strict-limits\n{more}"
+DEFAULTS = "defaults\n  mode {mode}\n  timeout connect 1s\n  timeout client 5s\n  timeout server 5s\n  timeout check 1s\n"
+ANSWER = '  http-request return status 200 content-type text/plain string "ready"\n'
 
 
 def address(number: int) -> str:
@@ -79,11 +79,11 @@ def targets(directory: Path, certificate: Certificate) -> Iterator[None]:
     pem = directory / "target.pem"
     pem.write_text(certificate.chain.read_text() + certificate.key.read_text())
     text = (
-        _COMMON.format(more="")
-        + _DEFAULTS.format(mode="http")
+        COMMON.format(more="")
+        + DEFAULTS.format(mode="http")
         + "  timeout http-keep-alive 60s\n"
-        + f"listen plain\n  bind :{PLAIN} backlog 16384\n{_ANSWER}"
-        + f"listen secure\n  bind :{SECURE} ssl crt {pem} backlog 4096\n{_ANSWER}"
+        + f"listen plain\n  bind :{PLAIN} backlog 16384\n{ANSWER}"
+        + f"listen secure\n  bind :{SECURE} ssl crt {pem} backlog 4096\n{ANSWER}"
     )
     with haproxy(directory, "target", text, TARGET):
         until(lambda: _listens(PLAIN) and _listens(SECURE), what="targets")
@@ -114,8 +114,8 @@ def neighbour(directory: Path, kind: str, count: int, every: float, ca: Path) ->
         for n in range(count)
     )
     text = (
-        _COMMON.format(more="  spread-checks 5\n")
-        + _DEFAULTS.format(mode="tcp")
+        COMMON.format(more="  spread-checks 5\n")
+        + DEFAULTS.format(mode="tcp")
         + f"frontend idle\n  bind 127.0.0.1:{IDLE}\n"  # without a listener it does not run
         + f"backend all\n{option}{servers}"
     )

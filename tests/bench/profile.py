@@ -26,8 +26,8 @@ from bpf.libbpf import ProgInfo
 from tests.bench import cases
 from tests.bench.cases import Place, Row
 from tests.bench.dataplane import call_overhead, pinned_to_one_cpu
+from tests.bench.objects import BenchError
 from tests.bench.rig import Rig
-from tests.bench.wrapper import BenchError
 
 RATE = 15_000
 REPEAT = 3_000_000

@@ -19,7 +19,8 @@ from bpf import abi, program
 from bpf.mapset import Maps, Sizes, names, open_map
 from bpf.program import ProgramInfo
 from tests.bench.cases import INGRESS, Row, opening
-from tests.bench.wrapper import BenchError, Order, Outcome, Packet, Wrapper, run
+from tests.bench.objects import BenchError
+from tests.bench.wrapper import Order, Outcome, Packet, Wrapper, run
 from tests.support.world import World
 
 AT_ONCE = 8192  # handshakes: the half-open ones must fit their map

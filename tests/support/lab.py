@@ -53,11 +53,14 @@ class Backend:
 class Lab:
     """Use it as a context manager: whatever happens, nothing of it stays behind."""
 
-    def __init__(self, backends: int = 3, *, arms: int = 2, router: bool = False) -> None:
+    def __init__(
+        self, backends: int = 3, *, arms: int = 2, router: bool = False, queues: int = 1
+    ) -> None:
         self.prefix = f"ek{os.getpid()}n{next(_numbers)}"
         self.arms = arms
         self.with_router = router
         self.backend_count = backends
+        self.queues = f"numtxqueues {queues} numrxqueues {queues}"  # of every link
         self.namespaces: list[Namespace] = []
         self.servers: dict[str, subprocess.Popen[str]] = {}
 
@@ -193,7 +196,10 @@ class Lab:
 
     def _link(self, one: Namespace, interface: str, other: Namespace, peer: str) -> None:
         """A veth as native XDP needs it: real checksums from senders, and NAPI where frames are redirected to."""
-        one.ip(f"link add {interface} type veth peer name {peer} netns {other.name}\n")
+        one.ip(
+            f"link add {interface} {self.queues} type veth"
+            f" peer name {peer} {self.queues} netns {other.name}\n"
+        )
         ends = ((one, interface), (other, peer))
         for place, device in ends:
             place.ip(f"link set {device} up\n")

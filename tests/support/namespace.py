@@ -61,6 +61,11 @@ class Namespace:
         self._processes.append(process)
         return process
 
+    @property
+    def running(self) -> list[subprocess.Popen[str]]:
+        """What was spawned and has not ended."""
+        return [process for process in self._processes if process.poll() is None]
+
     def inside(self, *command: str) -> tuple[str, ...]:
         return ("nsenter", f"--net={FOLDER / self.name}", "--", *command)
 
