@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from errno import E2BIG, EACCES, EPERM
+from errno import E2BIG, EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from pathlib import Path
 
 OLDEST = (6, 1)  # xdp.frags and live-frame test runs are of 5.18; 6.1 is the oldest tested
 CAPABILITIES = {12: "CAP_NET_ADMIN", 38: "CAP_PERFMON", 39: "CAP_BPF"}
 SYS_ADMIN = 21  # implies CAP_BPF and CAP_PERFMON
 LOG_LINES = 24
+REMEDIES = {
+    EACCES: "; be root",
+    EPERM: "; be root",
+    ENOSPC: "; make room there",
+    EDQUOT: "; make room there",
+    EROFS: "; mount it writable, or name another folder with --run-dir or --state-dir",
+}
 CGROUP_MEMORY = (5, 11)  # from here on the kernel charges maps to the cgroup, not to memlock
 
 
@@ -64,6 +71,15 @@ def full(name: str, entries: int, setting: str) -> MapFull:
         f"map {name} is full: it holds {entries} entries. Raise sizes.{setting} in node.yaml;"
         " `reconciler upgrade` then goes over to larger maps, under traffic"
     )
+
+
+def plainly(error: BaseException) -> str:
+    """What the kernel said of a file: where, what, and what to do; not how Python puts it."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    if not error.filename:
+        return error.strerror
+    return f"{error.filename}: {error.strerror}{REMEDIES.get(error.errno or 0, '')}"
 
 
 def is_full(code: int) -> bool:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bpf.errors import plainly
 from healthcheck import targets, trace
 from healthcheck.checker import Engine, Watch
 from healthcheck.definition import Subject
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return once(targets_path, options.output or "text")
         return run(targets_path, run_dir, options.instance, in_flight)
     except (TargetsError, OSError) as error:
-        print(f"healthcheck: {error}", file=sys.stderr)
+        print(f"healthcheck: {plainly(error)}", file=sys.stderr)
         return OWN_ERROR
 
 
@@ -118,7 +119,7 @@ def try_one(options: argparse.Namespace, targets_path: Path) -> int:
     try:
         outcome = trace.probe(options.url, options.timeout, options.set, targets_path)
     except (TargetsError, OSError, ValueError) as error:
-        print(f"healthcheck: {error}", file=sys.stderr)
+        print(f"healthcheck: {plainly(error)}", file=sys.stderr)
         return OWN_ERROR
     return {Outcome.PASS: ALL_UP, Outcome.NEUTRAL: OWN_ERROR}.get(outcome, SOME_DOWN)
 

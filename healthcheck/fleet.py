@@ -185,9 +185,7 @@ class Fleet:
     def _follow(self) -> None:
         file = targets.signature(self._targets_path)
         if file is None:
-            raise TargetsError(
-                f"{self._targets_path}: not there; the reconciler publishes it when it runs"
-            )
+            raise TargetsError(f"{self._targets_path}: {targets.NOT_THERE}")
         if not self._is_new(file):
             self.conditions.set("targets", "")  # it may have been away
             return

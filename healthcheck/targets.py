@@ -13,6 +13,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
+from bpf.errors import plainly
 from healthcheck.definition import (
     BY_THE_SYSTEM,
     NO_LINE,
@@ -36,6 +37,7 @@ from healthcheck.web import Expected, Spans
 
 T = TypeVar("T")
 
+NOT_THERE = "not there; the reconciler publishes it when it runs"
 FORMAT_MAJOR = 1
 KINDS = {"tcp", "http", "https", "udp", "dns", "icmp"}
 
@@ -78,8 +80,12 @@ def signature(path: Path) -> Signature | None:
 def read(path: Path) -> Targets:
     try:
         text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TargetsError(f"{path}: cannot read: {error}") from error
+    except FileNotFoundError:
+        raise TargetsError(f"{path}: {NOT_THERE}") from None
+    except OSError as error:
+        raise TargetsError(plainly(error)) from error
+    except UnicodeDecodeError as error:
+        raise TargetsError(f"{path}: not JSON: byte {error.start} is no text") from error
     try:
         return parse(json.loads(text, object_hook=_Shared().one))
     except json.JSONDecodeError as error:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bpf.errors import plainly
 from bpf.kernel import Instance, KernelError, NotLoaded, Sizes, instances, teardown
 from bpf.pins import Pins, entries
 from readiness.manager import ServiceManager
@@ -202,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Unusable,
         OSError,
     ) as error:
-        print(f"reconciler: {error}", file=sys.stderr)
+        print(f"reconciler: {plainly(error)}", file=sys.stderr)
         return FAILED
     return code
 

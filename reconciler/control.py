@@ -108,7 +108,9 @@ def ask(path: Path, command: str, arguments: Mapping[str, Any] | None = None) ->
         try:
             connection.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError) as error:
-            raise NotRunning(f"{path}: no reconciler listens here") from error
+            raise NotRunning(
+                f"{path}: no reconciler listens here; start it, or do one pass with `reconciler --once`"
+            ) from error
         except PermissionError as error:
             raise PermissionError(
                 error.errno, f"{path}: not permitted; be root, or in the group of the socket"

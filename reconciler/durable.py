@@ -1,6 +1,7 @@
 """Files that survive a power cut: whole or not at all, and there once we say so."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -15,8 +16,12 @@ def write(path: Path, text: str, mode: int = 0o640) -> None:
             file.flush()
             os.fsync(file.fileno())
         beside.rename(path)
+    except OSError as error:
+        error.filename = str(path)  # what was to be written, and not under which name
+        raise
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

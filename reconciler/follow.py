@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bpf.errors import plainly
 from reconciler import suspension
 from reconciler.acceptance import Decision, Good, Rules, Standing, Use, decide
 from reconciler.conditions import Trouble
@@ -163,7 +164,7 @@ class Follower:
         try:
             self.history.record(made, taken.revision.text)
         except OSError as error:
-            log.error("history of generation %d is not kept: %s", number, error)  # noqa: TRY400
+            log.error("history of generation %d is not kept: %s", number, plainly(error))  # noqa: TRY400
 
     # ---- what there is to know
 

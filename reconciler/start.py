@@ -11,6 +11,7 @@ from reconciler.admission import Why
 from reconciler.follow import Accepted, Follower
 from reconciler.loop import PATIENCE, Place, Reconciler, keep, meaning
 from reconciler.model import Node
+from reconciler.problems import Mark, Problem, Rejected
 from reconciler.source import Source
 
 DONE, FAILED, PENDING, REJECTED, REFUSED, USAGE = 0, 1, 2, 3, 4, 64
@@ -18,8 +19,8 @@ RUN_DIR = Path("/run/evenkeel")
 
 
 def node_of(path: Path) -> Node:
-    text = content(path, "write one that names this node's interfaces, or name another with --node")
-    return nodes.load(text.decode(), str(path))
+    remedy = "write one that names this node's interfaces, or name another with --node"
+    return nodes.load(text(path, remedy), str(path))
 
 
 def content(path: Path, remedy: str) -> bytes:
@@ -28,6 +29,23 @@ def content(path: Path, remedy: str) -> bytes:
         return path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: there is no such file; {remedy}") from None
+    except IsADirectoryError:
+        raise IsADirectoryError(f"{path}: is a directory; {remedy}") from None
+
+
+def text(path: Path, remedy: str) -> str:
+    """The same of a file that people write."""
+    data = content(path, remedy)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line, column = data.count(b"\n", 0, error.start), data.rfind(b"\n", 0, error.start)
+        problem = Problem(
+            Mark(line + 1, error.start - column),
+            f"byte 0x{data[error.start]:02x} is not UTF-8",
+            "is it this file, and saved as plain text?",
+        )
+        raise Rejected(str(path), [problem]) from None
 
 
 def place_of(options: argparse.Namespace) -> Place:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bpf.errors import plainly
 from reconciler import durable
 from reconciler.acceptance import Pause
 
@@ -60,7 +61,7 @@ def read(state_dir: Path) -> Suspension | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = f"{path} cannot be read ({error}): `reconciler resume` removes it"
+        reason = f"{path} cannot be read ({plainly(error)}): `reconciler resume` removes it"
         return Suspension(reason, 0, 0, broken=True)
 
 

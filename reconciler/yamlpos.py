@@ -94,10 +94,16 @@ def _refused(message: str) -> Document:
 def _syntax(error: yaml.MarkedYAMLError) -> Problem:
     mark = error.problem_mark or error.context_mark
     context = error.context or ""
-    hint = 'quote a word that starts with "*" or "&"' if "alias" in context else ""
+    hint = _syntax_hint(str(error.problem), context)
     place = Mark(mark.line + 1, mark.column + 1) if mark else Mark(1, 1)
     message = f"{error.problem}, {context}" if context else str(error.problem)
     return Problem(place, f"not valid YAML: {message}", hint)
+
+
+def _syntax_hint(problem: str, context: str) -> str:
+    if "cannot start any token" in problem:
+        return "a tab? YAML is indented with spaces; text that begins with @, ` or % is quoted"
+    return 'quote a word that starts with "*" or "&"' if "alias" in context else ""
 
 
 class _Reader:

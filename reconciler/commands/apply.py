@@ -15,8 +15,18 @@ from reconciler.follow import Accepted
 from reconciler.loop import Reconciler, writer
 from reconciler.maps import PinnedMaps
 from reconciler.neigh import Neighbours
-from reconciler.start import DONE, REFUSED, add_place, follower_of, node_of, once, place_of
+from reconciler.start import (
+    DONE,
+    REFUSED,
+    add_place,
+    content,
+    follower_of,
+    node_of,
+    once,
+    place_of,
+)
 
+REMEDY = "`reconciler --dry-run --out FILE` makes one"
 EXAMPLES = """\
 A plan is bound to lb.yaml, node.yaml and what the maps said. If any of them is another one
 now, nothing is done and the exit code is 4. Say the same options as when it was made.
@@ -47,10 +57,13 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     try:
-        plan = saved.bound(json.loads(options.plan.read_text()))
-        return _apply(options, plan)
-    except ValueError as error:
+        plan = saved.bound(json.loads(content(options.plan, REMEDY)))
+    except saved.Unreadable as error:
         raise OSError(f"{options.plan}: {error}") from error
+    except ValueError:
+        raise OSError(f"{options.plan}: this is no saved plan; {REMEDY}") from None
+    try:
+        return _apply(options, plan)
     except Stale as error:
         print(f"{options.plan}: stale, nothing was done: {error}", file=sys.stderr)
         return REFUSED

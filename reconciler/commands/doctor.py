@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bpf.errors import plainly
 from bpf.kernel import KernelError
 from reconciler import config as configuration
 from reconciler import host, pairhost, pairing
@@ -15,6 +16,7 @@ from reconciler.keepalived import Malformed
 from reconciler.loop import Place, applied
 from reconciler.problems import Rejected
 from reconciler.start import node_of
+from reconciler.start import text as text_of
 
 WELL, CANNOT_LOOK, FOUND = 0, 1, 2
 EXAMPLES = """\
@@ -71,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         found = looked(options)
     except (KernelError, OSError, Rejected, Malformed) as error:
-        print(f"reconciler doctor: cannot look: {error}", file=sys.stderr)
+        print(f"reconciler doctor: cannot look: {plainly(error)}", file=sys.stderr)
         return CANNOT_LOOK
     print(document(found) if options.format == "json" else text(found))
     return FOUND if _count(found, Level.WARNING) else WELL
@@ -81,7 +83,10 @@ def looked(options: argparse.Namespace) -> tuple[Finding, ...]:
     own = node_of(options.node)
     config = applied(Place(options.instance, run_dir(options), options.state_dir))
     if options.services:
-        config = configuration.load(options.services.read_text(), str(options.services))
+        config = configuration.load(
+            text_of(options.services, "name the one to look at with --config"),
+            str(options.services),
+        )
     facts = host.read(own, config, options.instance)
     found = findings(facts)
     if not options.keepalived:

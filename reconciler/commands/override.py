@@ -119,6 +119,8 @@ def list_them(options: argparse.Namespace, place: Place) -> int:
     if options.format == "json":
         sys.stdout.write(json.dumps(overrides.document(held), indent=1) + "\n")
         return 0
+    if not held:
+        sys.stdout.write("no override is in force\n")
     for one in held:
         sys.stdout.write(
             f"{one.name} forced {one.state} until {Moment(one.until)} by {one.by}: {one.reason}\n"

@@ -124,7 +124,11 @@ def _cost(place: Place, path: Path) -> str:
 
 
 def _speaks(path: Path) -> None:
-    spoken = record.abi_of(content(path))
+    elf = content(path)
+    try:
+        spoken = record.abi_of(elf)
+    except KernelError as error:
+        raise KernelError(f"{path}: {error}") from error
     if spoken not in (None, Abi.VERSION):
         raise AbiMismatch(
             f"{path}: speaks ABI {spoken}, this version {int(Abi.VERSION)}; run the version of"

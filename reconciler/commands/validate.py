@@ -14,7 +14,7 @@ from reconciler.commands import Commands
 from reconciler.model import Node
 from reconciler.parts import node_problems
 from reconciler.problems import Problem, Rejected, render
-from reconciler.start import DONE, REJECTED, content, node_of
+from reconciler.start import DONE, REJECTED, node_of, text
 from reconciler.trials import tried
 
 FORMAT = "1.0"
@@ -97,15 +97,15 @@ def _verdicts(options: argparse.Namespace) -> Iterator[Verdict]:
 
 def _tests(path: Path, node: Node | None) -> str:
     """How its tests were run, if it has any."""
-    text = content(path, "name the files to validate, or one with --config").decode()
-    config = configuration.load(text, str(path))
+    said = text(path, "name the files to validate, or one with --config")
+    config = configuration.load(said, str(path))
     problems: list[Problem] = []
     if node:
         problems = node_problems(config, node)
         problems += capacity.problems(config, node, dry.room_of(node))
     tests = tried(config, node)
     if problems := [*problems, *tests.problems]:
-        raise Rejected(str(path), problems, text)
+        raise Rejected(str(path), problems, said)
     return str(tests) if tests.count else ""
 
 

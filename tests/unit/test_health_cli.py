@@ -75,7 +75,7 @@ def test_a_file_that_cannot_be_used_is_an_own_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["--targets", str(tmp_path / "none.json"), "--once"]) == 1
-    assert "none.json: cannot read" in capsys.readouterr().err
+    assert "none.json: not there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
