@@ -206,6 +206,7 @@ class _Reader:
                 Method(balance.get("method", "consistent")), HashOn(balance.get("hash", "5-tuple"))
             ),
             panic=percent(said.get("panic", "0%")),
+            recover=percent(said["recover"]) if "recover" in said else None,
             flows=said.get("flows", "on") == "on",
             gate=said.get("gate", 0),
             echo=said.get("echo", False),
@@ -218,6 +219,7 @@ class _Reader:
         )
         self._modes_agree(service, at, where)
         self._families_agree(service, at, pools, where)
+        self._recovers(service, at, where)
         return service
 
     def _addresses(self, listed: Seq, where: str) -> tuple[Address, ...]:
@@ -255,6 +257,23 @@ class _Reader:
             complain("flows", "flows: off does not go with fullnat", "its ports are its flows")
         if service.direct and service.forward is not Forward.NAT:
             complain("direct", f"direct does not go with {service.forward}", "it is for nat")
+
+    def _recovers(self, service: Service, at: Map, where: str) -> None:
+        """A recovery that could not be, or that nobody would notice."""
+        recover, key = service.recover, "recover" if "recover" in at else "panic"
+        if recover is None or key not in at:
+            return
+        if service.panic > recover:
+            message = f"recover: {recover}% is less than panic: {service.panic}%"
+            hint = "a pool that has recovered would be short at once: say as much or more"
+        elif key == "recover" and not service.panic:
+            message, hint = "recover does nothing without panic", "say both, or neither"
+        elif key == "recover" and len(service.pools) == 1:
+            message = "recover does nothing with one pool"
+            hint = "it is for how long the next pool goes on serving: add one, or leave it out"
+        else:
+            return
+        self._complain(at.keys_at[key], f"{where}: {message}", hint)
 
     def _families_agree(
         self, service: Service, at: Map, pools: Mapping[str, Pool], where: str

@@ -86,7 +86,7 @@ def look(
     )
     desired = taken.desired
     limits = UNLIMITED if allow_removals else config.guardrails
-    wanted = with_health(desired, live.health, memo)
+    wanted = with_health(desired, live.health, memo, actual.services)
     stay = frozen(taken.blocked, actual, config, live.standing, sure=live.sure)
     wanted = with_services(wanted, actual, stay)
     held, findings = guard(wanted, actual, limits)

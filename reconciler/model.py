@@ -169,6 +169,7 @@ class Service:
     forward: Forward = Forward.NAT
     balance: Balance = Balance()
     panic: int = 0  # percent
+    recover: int | None = None  # percent; None: a little above panic
     flows: bool = True
     gate: int = 0  # new flows a second; 0: no gate
     echo: bool = False

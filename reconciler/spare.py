@@ -4,31 +4,53 @@ None of it is configuration, so none of it changes a table, an id or a digest.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from bpf import abi
-from reconciler import ids, table
+from reconciler import ids, quorum, table
 from reconciler.compile import Desired
 from reconciler.dataplane import State
 from reconciler.memo import Memo
 from reconciler.parts import PoolKey
 from reconciler.pieces import Table
+from reconciler.quorum import Strength
 from reconciler.table import Slots
 
 Health = Mapping[int, abi.Health]
+Services = Mapping[int, abi.Service]
 INDEX = int(abi.IdLayout.INDEX_MASK)
+NEVER: Services = {}
 
 
-def with_health(desired: Desired, health: Health, memo: Memo | None = None) -> State:
-    """The desired state, with the spare tables and short pools of the present health."""
+class Seen(NamedTuple):
+    """Which of a pool's members may be chosen, and how many have not been checked yet."""
+
+    usable: tuple[bool, ...]
+    unknown: int
+
+    def strength(self, *, was_short: bool) -> Strength:
+        return Strength(sum(self.usable), len(self.usable), was_short, self.unknown)
+
+
+NOBODY = Seen((), 0)
+
+
+def with_health(
+    desired: Desired, health: Health, memo: Memo | None = None, before: Services = NEVER
+) -> State:
+    """The desired state, with the spare tables and short pools of the present health.
+
+    `before` is what the maps say of services now: a pool that is short there has to recover.
+    """
     memo = memo or Memo()
-    usable = {key: _usable(memo, desired, key, health) for key in desired.tables}
+    seen = {key: _seen(memo, desired, key, health) for key in desired.tables}
     spares = {
-        ids.index(number): _spare(memo, desired, number, key, usable[key])
+        ids.index(number): _spare(memo, desired, number, key, seen[key].usable)
         for number, key in desired.pools.items()
         if key in desired.tables
     }
     services = {
-        ids.index(number): _service(memo, desired, number, usable) for number in desired.parts
+        ids.index(number): _service(memo, desired, number, seen, before) for number in desired.parts
     }
     return replaced(desired.state, spares, services)
 
@@ -47,22 +69,30 @@ def is_usable(entry: abi.Backend, health: abi.Health | None) -> bool:
         return False
     if entry.flags & abi.BackendFlag.FORCED_UP:
         return True
-    if health is None or health.id != entry.id or health.state == abi.HealthState.UNKNOWN:
+    if _is_unchecked(entry, health):
         return bool(entry.flags & abi.BackendFlag.ASSUME_UP)
-    return health.state == abi.HealthState.UP
+    return health is not None and health.state == abi.HealthState.UP
 
 
-def _usable(memo: Memo, desired: Desired, key: PoolKey, health: Health) -> tuple[bool, ...]:
-    """Which of the members may be chosen."""
+def _is_unchecked(entry: abi.Backend, health: abi.Health | None) -> bool:
+    return health is None or health.id != entry.id or health.state == abi.HealthState.UNKNOWN
+
+
+def is_unknown(entry: abi.Backend, health: abi.Health | None) -> bool:
+    """Nothing speaks for it yet, and nothing against it."""
+    decided = abi.BackendFlag.FORCED_DOWN | abi.BackendFlag.FORCED_UP | abi.BackendFlag.ASSUME_UP
+    return not entry.flags & decided and _is_unchecked(entry, health)
+
+
+def _seen(memo: Memo, desired: Desired, key: PoolKey, health: Health) -> Seen:
     numbers = [number & INDEX for number in desired.members[key]]
     entries = tuple(map(desired.state.backends.__getitem__, numbers))
-    return memo.of(_all_usable, key, entries, tuple(map(health.get, numbers)))
+    return memo.of(_all_seen, key, entries, tuple(map(health.get, numbers)))
 
 
-def _all_usable(
-    entries: tuple[abi.Backend, ...], health: tuple[abi.Health | None, ...]
-) -> tuple[bool, ...]:
-    return tuple(map(is_usable, entries, health))
+def _all_seen(entries: tuple[abi.Backend, ...], health: tuple[abi.Health | None, ...]) -> Seen:
+    usable = tuple(map(is_usable, entries, health))
+    return Seen(usable, 0 if all(usable) else sum(map(is_unknown, entries, health)))
 
 
 def _spare(
@@ -87,16 +117,29 @@ def _walked(
 
 
 def _service(
-    memo: Memo, desired: Desired, number: int, usable: Mapping[PoolKey, tuple[bool, ...]]
+    memo: Memo,
+    desired: Desired,
+    number: int,
+    seen: Mapping[PoolKey, Seen],
+    before: Services,
 ) -> abi.Service:
     part = desired.parts[number]
     entry = desired.state.services[ids.index(number)]
-    short = 0
-    for i, key in enumerate(part.pools):
-        states = usable.get(key, ())
-        if sum(states) * 100 < part.service.panic * len(states):
-            short |= 1 << i
+    were = short_pools(before.get(ids.index(number)), number)
+    pools = [
+        seen.get(key, NOBODY).strength(was_short=pool in were)
+        for key, pool in zip(part.pools, entry.pools, strict=False)
+    ]
+    short = sum(is_short << i for i, is_short in enumerate(quorum.short(part.service, pools)))
     return memo.of(_with_short, entry.id, entry, short) if short else entry
+
+
+def short_pools(entry: abi.Service | None, number: int) -> frozenset[int]:
+    """Ids of the pools that the service of this number passes over."""
+    if entry is None or entry.id != number or not entry.short_pools:
+        return frozenset()
+    pools = enumerate(entry.pools[: entry.pool_count])
+    return frozenset(pool for i, pool in pools if entry.short_pools >> i & 1)
 
 
 def _with_short(entry: abi.Service, short: int) -> abi.Service:

@@ -76,6 +76,7 @@ def services(draw: st.DrawFn, pools: list[str]) -> dict[str, Service]:
             forward=draw(st.sampled_from(Forward)),
             balance=Balance(draw(st.sampled_from(Method)), draw(st.sampled_from(HashOn))),
             panic=draw(st.sampled_from([0, 0, 50])),
+            recover=draw(st.sampled_from([None, 75, 100])),
             fail_closed=draw(st.booleans()),
             echo=draw(st.booleans()),
             gate=draw(st.sampled_from([0, 10])),
@@ -133,6 +134,7 @@ def edited(draw: st.DrawFn, config: Config) -> Config:
             service,
             pools=draw(st.just(service.pools) | st.permutations(sorted(pools)).map(tuple)),
             panic=draw(st.sampled_from([service.panic, 0, 50])),
+            recover=draw(st.sampled_from([service.recover, None, 75])),
             fail_closed=draw(st.sampled_from([service.fail_closed, not service.fail_closed])),
         )
     return replace(config, pools=pools, services=services)

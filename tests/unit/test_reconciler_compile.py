@@ -199,11 +199,15 @@ def test_spare_tables_and_short_pools_follow_health_and_nothing_else_does() -> N
     desired = compiled(f"{pool}services: {{www: {{{PLAIN}, panic: 60%}}}}\n")
     one, two = sorted(desired.backends.values())
     up = abi.Health(id=one, state=abi.HealthState.UP, ramp=255)
-    nobody, half = with_health(desired, {}), with_health(desired, {1: up})
+    down = abi.Health(id=two, state=abi.HealthState.DOWN, ramp=255)
+    nobody, half = with_health(desired, {}), with_health(desired, {1: up, 2: down})
     assert nobody.spares[1] == desired.state.tables[1], "no one usable: the table itself"
     assert set(half.spares[1]) == {one}
     assert set(half.tables[1]) == {one, two}
     assert half.services[1].short_pools == 1, "one of two is below 60 %"
+    assert with_health(desired, {1: up}).services[1].short_pools == 0, (
+        "nothing is known of the other"
+    )
     stale = abi.Health(id=one + (1 << 20), state=abi.HealthState.UP, ramp=255)
     assert with_health(desired, {1: stale}) == nobody, "another incarnation's health says nothing"
 

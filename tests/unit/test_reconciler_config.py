@@ -50,6 +50,7 @@ services:
     pools: [web, any]
     balance: {method: maglev}
     panic: 20%
+    recover: 45%
     gate: 100
     echo: true
     fail: closed
@@ -91,7 +92,8 @@ def test_everything_that_a_file_can_say() -> None:
     assert (www.forward, www.balance.method) == (Forward.DSR, Method.MAGLEV)
     assert www.balance.hash is HashOn.SOURCE, "what defaults say and the service does not"
     assert (www.tcp_idle, www.udp_idle) == (3600, 120)
-    assert (www.panic, www.gate, www.echo, www.flows) == (20, 100, True, False)
+    assert (www.panic, www.recover) == (20, 45)
+    assert (www.gate, www.echo, www.flows) == (100, True, False)
     assert www.fail_closed
     assert www.keep_down
     assert www.origin.line == 20
@@ -195,6 +197,9 @@ WRONG = [
     ("[web]", "[wbe]", "there is no pool 'wbe'"),
     ("[web]", "[web], forward: ipop", "'ipop' is none of nat"),
     ("[web]", "[web], panic: 120%", "'120%' is not a percentage"),
+    ("[web]", "[web, web2], panic: 40%, recover: 30%", "recover: 30% is less than panic: 40%"),
+    ("[web]", "[web, web2], recover: 30%", "recover does nothing without panic"),
+    ("[web]", "[web], panic: 20%, recover: 30%", "recover does nothing with one pool"),
     ("[web]", "[web], flows: true", "true is none of on, off"),
     ("[web]", "[web], idle: {tcp: 5}", "expected text, not 5"),
     ("[web]", "[web], idle: {tcp: 5 minutes}", "'5 minutes' is not a duration"),
