@@ -180,8 +180,9 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser()
-    options = arguments.parse_args(argv)
-    if wrong := _dry_problem(options) or sources.problem(options):
+    words = sys.argv[1:] if argv is None else argv
+    options = arguments.parse_args(words)
+    if wrong := _misplaced(words, options) or _dry_problem(options) or sources.problem(options):
         arguments.error(wrong)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     collect_seldom()
@@ -206,6 +207,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"reconciler: {plainly(error)}", file=sys.stderr)
         return FAILED
     return code
+
+
+def _misplaced(words: Sequence[str], options: argparse.Namespace) -> str:
+    """A command has options of its own, and argparse forgets those before it: `--instance edge teardown`."""
+    if options.run is run or not words[0].startswith("-"):
+        return ""
+    return f"{words[0]} stands before the command: say `reconciler COMMAND {words[0]} ...`"
 
 
 def _dry_problem(options: argparse.Namespace) -> str:
