@@ -368,8 +368,9 @@ enum claim {
 /* Makes the reply entry of this packet's flow, in one of two maps, and sees
  * that the other has none: a reply looks into both.
  */
-__attribute__((noinline)) int claim_return(struct packet *p, __u32 claim)
+__attribute__((noinline)) int claim_return(__u32 claim)
 {
+	struct packet *p = this_packet();
 	struct flow flow = {};
 	struct flow *entry;
 	long failed;
@@ -417,9 +418,11 @@ static __always_inline int claim_port(struct packet *p, __u32 claim)
 		return VERDICT_PORTS_TAKEN;
 	range = settings.port_high - settings.port_low + 1;
 	offset = (__u32)tuple_hash(&p->tuple, p->family, HASH_FIVE_TUPLE) % range;
+	/* As a loop, clang closes it without a jump, which kernels before 6.8 refuse. */
+#pragma unroll
 	for (int i = 0; i < PORT_TRIES; i++) {
 		p->source_port = bpf_htons(settings.port_low + offset);
-		verdict = claim_return(p, claim);
+		verdict = claim_return(claim);
 		if (verdict != VERDICT_RETURN_TAKEN)
 			return verdict;
 		offset = offset + 1 < range ? offset + 1 : 0;

@@ -41,7 +41,7 @@ static __always_inline int claim_choice(struct xdp_md *ctx, struct packet *p,
 					const struct service *s,
 					__u32 claim)
 {
-	int verdict = claim_return(p, claim);
+	int verdict = claim_return(claim);
 
 	for (__u32 retry = 1; retry <= RETURN_TRIES; retry++) {
 		if (verdict != VERDICT_RETURN_TAKEN)
@@ -49,7 +49,7 @@ static __always_inline int claim_choice(struct xdp_md *ctx, struct packet *p,
 		verdict = choose_sendable(ctx, p, s, retry);
 		if (verdict != GO_ON)
 			return verdict;
-		verdict = claim_return(p, claim);
+		verdict = claim_return(claim);
 	}
 	return verdict;
 }
@@ -75,8 +75,9 @@ static __noinline int remember(struct packet *p, const struct service *s, __u32 
 }
 
 /* A packet without a flow. GO_ON: p->backend is where it goes, and what there is to learn is learnt. */
-__attribute__((noinline)) int open_flow(struct xdp_md *ctx, struct packet *p)
+__attribute__((noinline)) int open_flow(struct xdp_md *ctx)
 {
+	struct packet *p = this_packet();
 	struct service *s = p ? service_of(p->service) : NULL;
 	__u32 learning, claim;
 	int verdict;
@@ -130,7 +131,7 @@ static __noinline void follow_ending(struct packet *p, struct flow *flow, const 
 /* Once a tick: the entry is fresh, and so is the one for replies. False: that one is another's. */
 static __noinline bool refresh(struct packet *p, struct flow *flow, const struct service *s)
 {
-	if (translates(s) && claim_return(p, CLAIM_ASSERT) == VERDICT_RETURN_TAKEN)
+	if (translates(s) && claim_return(CLAIM_ASSERT) == VERDICT_RETURN_TAKEN)
 		return false;
 	flow->seen = p->now;
 	return true;
@@ -150,7 +151,7 @@ static __always_inline bool promote(struct packet *p, const struct flow *opening
 
 	flow.seen = p->now;
 	if (translates(s)) {
-		if (claim_return(p, CLAIM_FLOW) != GO_ON)
+		if (claim_return(CLAIM_FLOW) != GO_ON)
 			return false;
 		back = flow.state ? own_return(p) : NULL;
 		if (back)
@@ -199,8 +200,9 @@ static __always_inline bool step(struct packet *p, struct flow *opening, const s
 }
 
 /* A half-open flow. GO_ON: p->backend is where the packet goes; NO_FLOW: there is none (any more). */
-__attribute__((noinline)) int open_further(struct xdp_md *ctx, struct packet *p)
+__attribute__((noinline)) int open_further(struct xdp_md *ctx)
 {
+	struct packet *p = this_packet();
 	struct route r = {};
 	struct flow *flow;
 	int verdict;
@@ -229,11 +231,11 @@ static __noinline int without_flow(struct xdp_md *ctx, struct packet *p)
 	if (p->fragment && s->forward == FORWARD_FULLNAT)
 		return VERDICT_FRAGMENT;
 	if (opens(p, s)) {
-		verdict = open_further(ctx, p);
+		verdict = open_further(ctx);
 		if (verdict != VERDICT_NO_FLOW)
 			return verdict;
 	}
-	return open_flow(ctx, p);
+	return open_flow(ctx);
 }
 
 /* The known flow. GO_ON: p->backend is where it goes; NO_FLOW: there is none (any more). */

@@ -95,10 +95,19 @@ struct {
 	__type(value, struct packet);
 } scratch SEC(".maps");
 
-static __always_inline struct packet *fresh_packet(void)
+/* Global functions that use parts of the packet as keys look it up anew: in what they are given, which is memory
+ * of any kind to the verifier, Linux 6.1 accepts none.
+ */
+static __always_inline struct packet *this_packet(void)
 {
 	__u32 zero = 0;
-	struct packet *p = bpf_map_lookup_elem(&scratch, &zero);
+
+	return bpf_map_lookup_elem(&scratch, &zero);
+}
+
+static __always_inline struct packet *fresh_packet(void)
+{
+	struct packet *p = this_packet();
 
 	if (p)
 		__builtin_memset(p, 0, __builtin_offsetof(struct packet, reply));

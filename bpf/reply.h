@@ -50,6 +50,7 @@ __attribute__((noinline)) int find_road(struct xdp_md *ctx, struct packet *p, st
 					struct hop *hop)
 {
 	struct bpf_fib_lookup fib = {};
+	struct hop found = {};
 	int rc;
 
 	if (!p || !t || !hop)
@@ -72,12 +73,12 @@ __attribute__((noinline)) int find_road(struct xdp_md *ctx, struct packet *p, st
 		return ROAD_LOCAL;
 	if (rc)
 		return ROAD_CLOSED;
-	hop->ifindex = fib.ifindex;
-	hop->mtu = fib.mtu_result;
-	__builtin_memcpy(hop->dmac, fib.dmac, 6);
-	__builtin_memcpy(hop->smac, fib.smac, 6);
-	hop->zero = 0;
-	p->hop = number_of(hop);
+	found.ifindex = fib.ifindex;
+	found.mtu = fib.mtu_result;
+	__builtin_memcpy(found.dmac, fib.dmac, 6);
+	__builtin_memcpy(found.smac, fib.smac, 6);
+	p->hop = number_of(&found); /* not `hop`: it would be a key, see this_packet() */
+	*hop = found;
 	return ROAD_OPEN;
 }
 
@@ -170,8 +171,9 @@ __attribute__((noinline)) int derive(struct packet *p)
 }
 
 /* A derived reply tells that a flow exists: remember it, unless that could harm another. */
-__attribute__((noinline)) int learn_derived(struct packet *p)
+__attribute__((noinline)) int learn_derived(void)
 {
+	struct packet *p = this_packet();
 	struct service *s = p ? service_of(p->service) : NULL;
 	struct flow flow = {};
 
@@ -184,7 +186,7 @@ __attribute__((noinline)) int learn_derived(struct packet *p)
 		return 0;
 	p->to = p->tuple;
 	p->tuple = p->client;
-	if (claim_return(p, CLAIM_FLOW) == GO_ON) {
+	if (claim_return(CLAIM_FLOW) == GO_ON) {
 		flow.backend = p->backend;
 		flow.frontend = p->frontend;
 		flow.seen = p->now;
@@ -344,7 +346,7 @@ static __noinline int give_back(struct xdp_md *ctx, struct packet *p)
 	if (verdict != GO_ON)
 		return verdict;
 	if (derived) {
-		learn_derived(p);
+		learn_derived();
 		entry = own_entry(p);
 	}
 	if (entry)
