@@ -217,9 +217,9 @@ def test_changed_sizes_are_taken_over_with_everything_that_was_there(box: Box) -
         '"backends": 64', '"backends": 128'
     )
     assert larger != WAN_LAN
-    before = content(box)
     box.write(CONFIG, larger)
     box.run("--once")  # goes on with the sizes that there are
+    before = content(box)
     shown = box.run("upgrade", "--dry-run", "--detailed-exitcode", ok=(2,)).stdout
     assert "sizes.flows4 4096 -> 16384; " in shown
     assert "entries are copied (flows4)" in shown
