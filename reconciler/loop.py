@@ -15,11 +15,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bpf import abi
-from bpf.kernel import Instance, KernelError, Mode, now_tick
+from bpf.kernel import Instance, KernelError, now_tick
 from bpf.pins import Pins, locked
 from reconciler import config as configuration
 from reconciler import published, standing
 from reconciler.admission import Why
+from reconciler.attaching import attach
 from reconciler.blame import concerned
 from reconciler.compile import Surroundings
 from reconciler.counting import Books
@@ -195,7 +196,7 @@ class Reconciler:
         if self.drift:
             log.warning("drift: %s", "; ".join(self.drift[:SHOWN]))
         view = self._carry_out(view, accepted, live, left=left)
-        self.unattached = self._attach()
+        self.unattached = attach(self.instance, self._node.interfaces)
         self._keep_sideway(view)
         self._tell(view, accepted, left=left)
         return view
@@ -330,27 +331,6 @@ class Reconciler:
     def generation(self, revision: Revision) -> int:
         """The number that this content has, or will have when it is applied."""
         return int(self._next(self.instance.maps.meta.get(0), revision).generation)
-
-    def _attach(self) -> KernelError | None:
-        """Only now that the maps are complete; interfaces that are no longer named let go.
-
-        What is the matter with one interface is no reason to leave out the others.
-        """
-        trouble = None
-        attached = {found.interface: found for found in self.instance.attachments()}
-        for interface, mode in self._node.interfaces.items():
-            if interface not in attached:
-                try:
-                    found = self.instance.attach(interface, Mode(mode))
-                except KernelError as error:
-                    trouble = error
-                    continue
-                reason = f", {found.reason}" if found.reason else ""
-                log.info("attached to %s (%s%s)", interface, found.mode.value, reason)
-        for interface in attached.keys() - self._node.interfaces.keys():
-            self.instance.detach(interface)
-            log.info("detached from %s", interface)
-        return trouble
 
     def _keep_sideway(self, view: View) -> None:
         """What checks with `via: service` need; clients' packets need none of it."""

@@ -15,6 +15,7 @@ from bpf import abi, kernel
 from bpf.abi import Verdict
 from reconciler import config as configuration
 from reconciler import ids
+from reconciler.attaching import attach
 from reconciler.compile import Surroundings
 from reconciler.dataplane import NUMBERED, Dataplane, Remove, State, Where
 from reconciler.look import Live, View, look
@@ -278,6 +279,18 @@ def test_the_interfaces_that_node_yaml_names_are_attached_and_no_others(box: Box
     assert attached() == {"wan", "lan"}
     box.reconcile(QUICK, WAN_LAN.replace(", lan: {}", ""))
     assert attached() == {"wan"}
+
+
+def test_while_an_interface_is_not_there_none_is_let_go(box: Box) -> None:
+    """A mistyped name takes the program off no interface: forwarding goes on, and the error says both."""
+    box.neighbour("10.1.2.101", mac_of(1))
+    box.reconcile(QUICK, WAN_LAN)
+    with box.namespace.entered():
+        trouble = attach(box.bed.instance, {"wan": "auto", "lam": "auto"})
+    assert {found.interface for found in box.bed.instance.attachments()} == {"wan", "lan"}
+    said = str(trouble)
+    assert "interface lam: not in this network namespace" in said
+    assert "lan keeps the program" in said
 
 
 def test_a_restart_moves_nothing(box: Box) -> None:
