@@ -123,6 +123,10 @@ def _await(history: History, target: Generation, since: float) -> int:
             if newest.result is Result.HELD:
                 print("a guardrail keeps what it would remove: --allow-removals", file=sys.stderr)
                 return 4
+            if newest.result is Result.PARTLY:
+                said = f"generation {newest.number} is applied but for {newest.note}"
+                print(said, file=sys.stderr)
+                return 1
         time.sleep(0.05)
     waited = span(time.time() - since)
     print(f"the reconciler has not applied it after {waited}: see its log", file=sys.stderr)

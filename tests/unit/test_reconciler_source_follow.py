@@ -272,6 +272,17 @@ def test_going_back_twice_goes_back_two_steps(node: Node) -> None:
         rollback.choose(kept.generations(), paused, 9)
 
 
+def test_a_rollback_says_at_once_what_could_not_be_applied_of_it(
+    node: Node, capsys: pytest.CaptureFixture[str]
+) -> None:
+    node.apply(content(1))
+    node.follower.applied(1, Result.PARTLY, "services[api]: 3 more backends do not fit")
+    (target,) = node.follower.history.generations()
+    assert rollback._await(node.follower.history, target, time.time()) == 1
+    said = capsys.readouterr().err
+    assert said == "generation 1 is applied but for services[api]: 3 more backends do not fit\n"
+
+
 def test_what_history_prints_has_the_published_shape(
     node: Node, capsys: pytest.CaptureFixture[str]
 ) -> None:
