@@ -55,6 +55,7 @@ class Observer:
     ) -> None:
         self._instance, self._books, self._node = instance, books, node
         self._board, self._pair, self._clock = board, pair, clock
+        self._place = instance.place
         self._health = HealthFile(run_dir)
         self._window = Window()
         self._path = run_dir / NAME
@@ -180,7 +181,7 @@ class Observer:
             blocked=tuple(map(str, self._blocked)),
             interfaces=tuple(self._node.interfaces),
             attached=tuple(one.interface for one in facts.attached),
-            outdated=release.outdated(self._instance, Sizes(**self._node.sizes)),
+            outdated=release.outdated(self._instance, self._sizes()),
             checked=_checked(self._config),
             reported_at=report.checker.at if report else None,
             checker=report.troubles if report else (),
@@ -194,6 +195,11 @@ class Observer:
         return replace(
             facts, conditions=self._judge(observed), attempt=self._attempt(facts, following)
         )
+
+    def _sizes(self) -> Sizes:
+        """As node.yaml had them when we started; whoever went over to other maps since has read a newer one."""
+        stayed = self._instance.place == self._place
+        return Sizes(**self._node.sizes) if stayed else self._instance.sizes()
 
     def _judge(self, observed: Observed) -> tuple[Condition, ...]:
         judged = conditions.follow(self._conditions, conditions.judge(observed), observed.now)

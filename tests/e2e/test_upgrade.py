@@ -210,6 +210,8 @@ def test_larger_maps_are_taken_over_under_traffic_and_both_daemons_follow(
         written = sorted(entry.weight for _, entry in instance.maps.backends.items())
     assert written[-2:] == [7, 100]
     assert "following" in balancer.log
+    current = next(c for c in balancer.status()["conditions"] if c["type"] == "ProgramCurrent")
+    assert current["well"], current
 
 
 def weights(balancer: Balancer) -> list[int]:
