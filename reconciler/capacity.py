@@ -13,7 +13,7 @@ from reconciler import pieces
 from reconciler.compile import by_name, known_backends, known_frontends
 from reconciler.dataplane import State, Where
 from reconciler.encode import FrontendKey
-from reconciler.ids import NoRoom
+from reconciler.ids import LARGER, NoRoom
 from reconciler.model import Config, Node, Service
 from reconciler.parts import part_hash, parts_of, pool_hash
 from reconciler.problems import Mark, Problem
@@ -103,7 +103,7 @@ def _said(want: Want, room: Mapping[str, int], where: Where, more: int) -> str:
     return (
         f"{more} more {setting} do not fit. The whole file needs sizes.{setting} of at least"
         f" {size} in node.yaml, which says {room[setting]}:"
-        " raise it, and tear the instance down to load it anew"
+        f" raise it; {LARGER}"
     )
 
 

@@ -14,6 +14,9 @@ from bpf.abi import IdLayout
 
 INCARNATIONS = 1 << (32 - IdLayout.INDEX_BITS)
 Name = TypeVar("Name", bound=Hashable)
+LARGER = (
+    "`reconciler upgrade` then goes over to larger maps, under traffic"  # once node.yaml says so
+)
 
 
 class NoRoom(Exception):
@@ -23,7 +26,7 @@ class NoRoom(Exception):
         self.lacking = frozenset(lacking)  # those that got no place
         super().__init__(
             f"{needed} {what} do not fit: the map has room for {room}."
-            f" Raise sizes.{what} in node.yaml, and tear the instance down to load it anew"
+            f" Raise sizes.{what} in node.yaml; {LARGER}"
         )
 
 

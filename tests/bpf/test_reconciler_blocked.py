@@ -4,7 +4,7 @@ import ctypes
 import itertools
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 
 from bpf import kernel
 from bpf.abi import Verdict
+from bpf.kernel import Instance
 from reconciler import config as configuration
 from reconciler import ids, node, standing
 from reconciler.admission import Why
@@ -113,6 +114,16 @@ def test_what_does_not_fit_is_named_and_the_others_come(daemon: Daemon) -> None:
     assert f"{MANY} more backends do not fit" in why.message
     assert f"sizes.backends of at least {MANY + 5} in node.yaml, which says {MANY}" in why.message
     assert daemon.passes(text).ops == ()
+
+
+def test_what_the_message_tells_to_do_lets_it_in_and_keeps_what_forwards(daemon: Daemon) -> None:
+    text = file_of(www=2).replace("services:\n", f"{crowd(MANY)}services:\n{CROWD}")
+    (why,) = daemon.passes(text).blocked.values()
+    assert "raise it; `reconciler upgrade` then goes over to larger maps" in why.message
+    with Instance.open(daemon.box.place.instance) as command:
+        command.resize(replace(SIZES, backends=4 * MANY))
+    assert not daemon.passes(text).blocked
+    assert daemon.served() == {"www"}
 
 
 def test_a_service_that_no_longer_fits_stays_as_it_is_also_through_a_restart(
