@@ -15,6 +15,7 @@ from bpf.pins import Pins, entries
 from readiness.manager import ServiceManager
 from reconciler import dry, shape, sources
 from reconciler.board import Board
+from reconciler.commands import add_place as add_instance
 from reconciler.commands import (
     apply,
     doctor,
@@ -95,6 +96,23 @@ examples:
 exit codes: 0 done, or a plan was computed; 2 changes are pending (--detailed-exitcode); 1 runtime error;
 3 configuration rejected; 4 refused by a guardrail, or a stale plan; 64 usage
 """
+SCHEMA_EXAMPLES = """\
+examples:
+  reconciler schema > config.schema.json
+        of lb.yaml, for editors that complete and explain
+  reconciler schema node > node.schema.json
+
+exit codes: 0 printed; 64 usage
+"""
+TEARDOWN_EXAMPLES = """\
+From then on nothing is forwarded. It is refused while a reconciler of that instance runs: stop that first.
+
+examples:
+  systemctl stop evenkeel-reconciler && reconciler teardown
+  reconciler teardown --instance edge
+
+exit codes: 0 done; 1 nothing is loaded, or a reconciler runs; 64 usage
+"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -151,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
-    schema = add("schema", help="print the schema of a file", allow_abbrev=False)
+    schema = _with_help(add, "schema", "print the schema of a file", SCHEMA_EXAMPLES)
     schema.add_argument(
         "name",
         nargs="?",
@@ -171,11 +189,23 @@ def _add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         ),
     )
     schema.set_defaults(run=print_schema)
-    remove = add("teardown", help="detach and remove an instance, flows and history included")
-    remove.add_argument("--instance", default="default", metavar="NAME")
-    remove.add_argument("--run-dir", type=Path, metavar="DIR")
-    sources.add_state_dir(remove)
+    what = "detach and remove an instance, flows and history included"
+    remove = _with_help(add, "teardown", what, TEARDOWN_EXAMPLES)
+    add_instance(remove)
     remove.set_defaults(run=tear_down)
+
+
+def _with_help(
+    add: Callable[..., argparse.ArgumentParser], name: str, what: str, epilog: str
+) -> argparse.ArgumentParser:
+    return add(
+        name,
+        help=what,
+        description=f"{what.capitalize()}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -56,6 +56,13 @@ def examined(found: Keepalived) -> Iterator[Finding]:
     for script in found.own.scripts.values():
         yield from _ignored(script, found)
         yield from _settings(script, found)
+    if not found.own.instances:
+        yield warning(
+            "vrrp-none",
+            found.own.file,
+            "has no vrrp_instance: it moves no address",
+            "name the file that keepalived reads, mostly /etc/keepalived/keepalived.conf",
+        )
     for instance in found.own.instances:
         yield from _tracking(instance, found.own)
         yield from _weights(instance, found.own)

@@ -269,9 +269,17 @@ def _hint(fault: Fault) -> str:
         return did_you_mean(fault.value, fault.limit)
     if fault.keyword == "type" and fault.value is None:
         return ""
+    if fault.limit == "object" and isinstance(fault.value, list):
+        return _as_mapping(fault.value)
     plain = [e for e in fault.schema.get("examples", []) if not isinstance(e, (dict, list))]
     examples = [json.dumps(e, ensure_ascii=False).strip('"') for e in plain]
     return f"for example {', '.join(examples)}" if examples else ""
+
+
+def _as_mapping(value: list[Content]) -> str:
+    """A list of names where each name has something to say: how that is written."""
+    named = value and all(isinstance(item, str) for item in value)
+    return f"each a key: {{{', '.join(f'{item}: {{...}}' for item in value)}}}" if named else ""
 
 
 def _shown(value: Content) -> str:

@@ -34,6 +34,8 @@ now, nothing is done and the exit code is 4. Say the same options as when it was
 examples:
   reconciler --dry-run --out change.plan
   reconciler apply --plan change.plan
+
+exit codes: 0 applied; 4 stale, or held back by a guardrail; 1 runtime error; 3 configuration rejected; 64 usage
 """
 
 
@@ -45,6 +47,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "apply",
         help="carry out a plan that --dry-run --out saved",
+        description="Carry out a plan that was saved, or nothing when it is stale.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -18,6 +18,8 @@ examples:
         the last five generations, newest first
   reconciler history --output json | jq -r '.generations[0].commit'
         the commit that was accepted last
+
+exit codes: 0 listed; 1 cannot read it; 64 usage
 """
 
 
@@ -25,6 +27,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "history",
         help="the last generations: commit, time, how it went",
+        description="The last generations, newest first: commit, time, and how it went.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

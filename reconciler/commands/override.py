@@ -27,6 +27,8 @@ examples:
   reconciler override --clear web/web1
   reconciler override
         list those that are in force
+
+exit codes: 0 done; 1 there is no such backend or override, or not permitted; 3 and 4 as of `sync`; 64 usage
 """
 
 

@@ -26,6 +26,8 @@ examples:
         the generation before the one that is applied
   reconciler rollback 41 --reason "incident 4711" --for 2h
         just that one, of those that `reconciler history` lists
+
+exit codes: 0 it is applied; 4 a guardrail holds removals back; 1 there is none, or it was not applied; 64 usage
 """
 
 
@@ -33,6 +35,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "rollback",
         help="break-glass: apply an older generation, and suspend the source",
+        description="Break-glass: apply an older generation, and suspend the source.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -35,6 +35,8 @@ examples:
   reconciler status
   reconciler status --watch
   reconciler status --output json | jq '.conditions[] | select(.well | not)'
+
+exit codes: 0 said, by the daemon or from the maps, however it is; 1 nothing is loaded, or not to be read; 64 usage
 """
 log = logging.getLogger("reconciler")
 

@@ -11,6 +11,12 @@ from reconciler.commands import Commands, add_place, span, state_dir
 from reconciler.follow import described
 from reconciler.suspension import DEFAULT, LONGEST, Suspension
 
+RESUME = """\
+example:
+  reconciler resume
+
+exit codes: 0 done, or nothing was suspended; 1 cannot write it; 64 usage
+"""
 EXAMPLES = """\
 What is applied stays, drift is still repaired and health still followed; only the source is not.
 
@@ -20,6 +26,8 @@ examples:
   reconciler suspend --reason "incident 4711" --for 2h
   reconciler resume
         follow the source again, now
+
+exit codes: 0 done; 1 cannot write it; 64 usage
 """
 
 
@@ -27,6 +35,7 @@ def add(commands: Commands) -> None:
     suspend = commands.add_parser(
         "suspend",
         help="do not follow the source for a while",
+        description="Do not follow the source for a while.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -34,7 +43,14 @@ def add(commands: Commands) -> None:
     add_place(suspend)
     add_reason(suspend)
     suspend.set_defaults(run=run_suspend)
-    resume = commands.add_parser("resume", help="follow the source again", allow_abbrev=False)
+    resume = commands.add_parser(
+        "resume",
+        help="follow the source again",
+        description="Follow the source again: ends what `suspend` or `rollback` began.",
+        epilog=RESUME,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     add_place(resume)
     resume.set_defaults(run=run_resume)
 

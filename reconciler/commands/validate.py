@@ -26,6 +26,8 @@ examples:
         each error as an annotation of its line in a pull request
   reconciler validate lb.yaml --output json
         as `reconciler schema validate` says
+
+exit codes: 0 nothing is wrong; 3 something is; 1 a file cannot be read; 64 usage
 """
 
 
@@ -60,6 +62,7 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "validate",
         help="say everything that is wrong with files",
+        description="Say everything that is wrong with files, with line and column. Needs no privilege.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -96,3 +96,21 @@ def test_a_full_disk_is_told_by_the_name_of_what_was_to_be_written(
 def test_no_override_is_said_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["override", "--state-dir", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "no override is in force\n"
+
+
+def test_interfaces_as_a_list_are_answered_with_how_to_write_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "node.yaml"
+    path.write_text("apiVersion: evenkeel/v1\ninterfaces: [wan, lan]\n")
+    assert cli.main(["validate", "--node", str(path)]) == 3
+    assert "hint: each a key: {wan: {...}, lan: {...}}" in capsys.readouterr().err
+
+
+def test_a_keepalived_file_that_moves_no_address_is_not_passed_as_well(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "keepalived.conf"
+    path.write_text("global_defs {\n}\n")
+    cli.main(["doctor", "--node", str(NODE), "--keepalived", str(path)])
+    assert f"warning  {path}: has no vrrp_instance" in capsys.readouterr().out
