@@ -173,18 +173,21 @@ class Reconciler:
         """One pass: look, write what differs, read again, and let others know.
 
         Under the kernel boundary's lock: an upgrade may be copying maps, or have gone over to others.
+        It is the whole host's, so neighbours are waited for before.
         """
+        if wait:
+            self._surroundings(accepted.config, 0, wait, ())
         with locked():
             if self.instance.follow():
                 log.info("another process went over to other maps: following")
                 self.dataplane.use(None)
                 self.dataplane = PinnedMaps(self.instance, self._progress)
                 self._sideway = Sideway(self.dataplane, self._node.interfaces)
-            return self._passed(accepted, wait, stale_hops=stale_hops)
+            return self._passed(accepted, stale_hops=stale_hops)
 
-    def _passed(self, accepted: Accepted, wait: float, *, stale_hops: bool) -> View:
+    def _passed(self, accepted: Accepted, *, stale_hops: bool) -> View:
         self.drift, self._began = (), self._uptime()
-        live = self._live(accepted, wait, stale_hops=stale_hops)
+        live = self._live(accepted, stale_hops=stale_hops)
         self._progress()
         self._neighbours.doubt(failing(live.actual.backends, live.health))
         view = self._look(accepted, live)
@@ -206,7 +209,7 @@ class Reconciler:
     ) -> Surroundings:
         return surroundings(self._neighbours, config, self._node, epoch, wait, also, self._memo)
 
-    def _live(self, accepted: Accepted, wait: float, *, stale_hops: bool) -> Live:
+    def _live(self, accepted: Accepted, *, stale_hops: bool) -> Live:
         actual = self.dataplane.read()
         settings = actual.settings.get(0)
         epoch = (settings.hop_epoch if settings else 0) + stale_hops
@@ -215,7 +218,7 @@ class Reconciler:
         return Live(
             actual,
             self.dataplane.health(),
-            self._surroundings(accepted.config, epoch, wait, also),
+            self._surroundings(accepted.config, epoch, 0, also),
             self.dataplane.room(),
             self.overrides(),
             self.dataplane.flows(),

@@ -4,7 +4,8 @@ import contextlib
 import itertools
 import os
 import subprocess
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -13,16 +14,21 @@ from hypothesis import HealthCheck, given, settings
 
 from bpf import abi, kernel
 from bpf.abi import Verdict
+from bpf.pins import locked
 from reconciler import config as configuration
-from reconciler import ids
+from reconciler import ids, node
 from reconciler.attaching import attach
 from reconciler.compile import Surroundings
 from reconciler.dataplane import NUMBERED, Dataplane, Remove, State, Where
+from reconciler.follow import Accepted
 from reconciler.look import Live, View, look
-from reconciler.loop import writer
+from reconciler.loop import Reconciler, writer
 from reconciler.maps import PinnedMaps
-from reconciler.model import Config
+from reconciler.model import Address, Config
+from reconciler.neigh import Neighbours
+from reconciler.pieces import NextHop
 from reconciler.plan import plan
+from reconciler.revision import Revision
 from tests.support import frames
 from tests.support.bed import SIZES
 from tests.support.box import CLIENT, WAN_LAN, Box, acquaint, boxed, mac_of
@@ -240,6 +246,33 @@ def test_a_neighbour_that_falls_silent_is_still_sent_to(box: Box) -> None:
     box.namespace.ip("neigh del 10.1.2.101 dev lan\n")
     assert box.reconcile(QUICK, WAN_LAN).ops == ()
     assert box.send(SYN).verdict == Verdict.FORWARDED
+
+
+class Silent(Neighbours):
+    """Waits for nobody; notes whether another instance could have had the host's lock while it would."""
+
+    free = False
+
+    def hops(self, addresses: Iterable[Address], wait: float | None = 0) -> dict[Address, NextHop]:
+        if wait:
+            other = threading.Thread(target=take, daemon=True)
+            other.start()
+            other.join(10)
+            self.free = not other.is_alive()
+        return super().hops(addresses)
+
+
+def take() -> None:
+    with locked():
+        pass
+
+
+def test_nobody_else_on_the_host_waits_while_a_start_waits_for_silent_neighbours(box: Box) -> None:
+    revision = Revision("lb.yaml", QUICK, b"1" * 32)
+    with box.namespace.entered(), Silent() as neighbours:
+        made = Reconciler(box.bed.instance, node.load(WAN_LAN), box.place, neighbours)
+        made.reconcile(Accepted(configuration.load(QUICK), revision), wait=3)
+        assert neighbours.free
 
 
 def test_a_removed_service_is_the_kernels_again(box: Box) -> None:
