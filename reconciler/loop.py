@@ -149,7 +149,10 @@ class Reconciler:
         progress: Callable[[], None] = unheard,
         uptime: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.instance = instance
+        self.instance, self._meta = (
+            instance,
+            instance.maps.meta,
+        )  # of the maps that `dataplane` is over
         self.dataplane = PinnedMaps(instance, progress)
         self._progress = progress
         self._node, self._place, self._neighbours = node, place, neighbours
@@ -178,12 +181,19 @@ class Reconciler:
         if wait:
             self._surroundings(accepted.config, 0, wait, ())
         with locked():
-            if self.instance.follow():
-                log.info("another process went over to other maps: following")
-                self.dataplane.use(None)
-                self.dataplane = PinnedMaps(self.instance, self._progress)
-                self._sideway = Sideway(self.dataplane, self._node.interfaces)
+            self._follow()
             return self._passed(accepted, stale_hops=stale_hops)
+
+    def _follow(self) -> None:
+        """To the maps that another process went over to; whoever fails half-way tries again."""
+        self.instance.follow()
+        if self._meta is self.instance.maps.meta:
+            return
+        log.info("another process went over to other maps: following")
+        self.dataplane.use(None)
+        self.dataplane = PinnedMaps(self.instance, self._progress)
+        self._sideway = Sideway(self.dataplane, self._node.interfaces)
+        self._meta = self.instance.maps.meta
 
     def _passed(self, accepted: Accepted, *, stale_hops: bool) -> View:
         self.drift, self._began = (), self._uptime()

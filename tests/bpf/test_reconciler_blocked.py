@@ -13,6 +13,7 @@ import pytest
 from bpf import kernel
 from bpf.abi import Verdict
 from bpf.kernel import Instance
+from bpf.via import Via
 from reconciler import config as configuration
 from reconciler import ids, node, standing
 from reconciler.admission import Why
@@ -124,6 +125,24 @@ def test_what_the_message_tells_to_do_lets_it_in_and_keeps_what_forwards(daemon:
         command.resize(replace(SIZES, backends=4 * MANY))
     assert not daemon.passes(text).blocked
     assert daemon.served() == {"www"}
+
+
+def test_a_pass_that_could_not_follow_to_other_maps_is_made_good_by_the_next(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon.passes(file_of(www=2))
+    with Instance.open(daemon.box.place.instance) as command:
+        command.resize(replace(SIZES, backends=4 * MANY))
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise kernel.KernelError("too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Via, "open", refuse)
+        with pytest.raises(kernel.KernelError, match="too many"):
+            daemon.passes(file_of(www=2))
+    daemon.passes(file_of(www=2, api=1))
+    assert daemon.served() == {"www", "api"}
 
 
 def test_a_service_that_no_longer_fits_stays_as_it_is_also_through_a_restart(
