@@ -159,6 +159,7 @@ class Facts:
     vrrp: Vrrp | None = None
     peers: tuple[Peer, ...] = ()
     clock: float = 0.0  # that peers' times are of
+    short_since: Mapping[str, float] = field(default_factory=dict)  # as shortage.py names them
 
     @property
     def seconds(self) -> float:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bpf.kernel import Instance, KernelError, Sizes, now_tick
 from bpf.record import version
-from reconciler import conditions, counting, published, release
+from reconciler import conditions, counting, published, release, shortage
 from reconciler.admission import Blocked
 from reconciler.board import Board
 from reconciler.conditions import Condition, Holds, Observed, Trouble, Type
@@ -59,7 +59,7 @@ class Observer:
         self._health = HealthFile(run_dir)
         self._window = Window()
         self._path = run_dir / NAME
-        self._conditions = kept(self._path)
+        self._conditions, self._short = kept(self._path), kept_short(self._path)
         self._config: Config | None = None
         self._state, self._roster = State(), Roster()
         self._refused: tuple[str, ...] = ()
@@ -192,8 +192,12 @@ class Observer:
             peers=facts.peers,
             clock=facts.clock,
         )
+        short = shortage.follow(self._short, facts)
         return replace(
-            facts, conditions=self._judge(observed), attempt=self._attempt(facts, following)
+            facts,
+            conditions=self._judge(observed, short),
+            attempt=self._attempt(facts, following),
+            short_since=short,
         )
 
     def _sizes(self) -> Sizes:
@@ -201,12 +205,12 @@ class Observer:
         stayed = self._instance.place == self._place
         return Sizes(**self._node.sizes) if stayed else self._instance.sizes()
 
-    def _judge(self, observed: Observed) -> tuple[Condition, ...]:
+    def _judge(self, observed: Observed, short: dict[str, float]) -> tuple[Condition, ...]:
         judged = conditions.follow(self._conditions, conditions.judge(observed), observed.now)
-        if judged != self._conditions:
-            document = {"conditions": [asdict(condition) for condition in judged]}
+        if (judged, short) != (self._conditions, self._short):
+            document = {"conditions": [asdict(condition) for condition in judged], "short": short}
             published.publish_json(self._path, document)
-        self._conditions = judged
+        self._conditions, self._short = judged, short
         return judged
 
     def _attempt(self, facts: Facts, following: Following) -> Attempt | None:
@@ -300,3 +304,10 @@ def kept(path: Path) -> tuple[Condition, ...]:
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError):
         return ()  # times begin anew
+
+
+def kept_short(path: Path) -> dict[str, float]:
+    try:
+        return {name: float(at) for name, at in json.loads(path.read_text())["short"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}

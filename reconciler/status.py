@@ -35,6 +35,7 @@ from reconciler.overrides import Override
 from reconciler.parts import Part, PoolKey
 from reconciler.portrait import Portrait, portrait
 from reconciler.rates import NOTHING, Count, Rate, rate, sum_of, total
+from reconciler.shortage import ShortPool, short_pools
 from reconciler.spare import is_usable
 from reconciler.vrrp import Vrrp
 
@@ -110,6 +111,7 @@ class ServiceStatus:
     pools: tuple[str, ...]
     serving: str | None  # the pool that new flows get; None: no backend, they are dropped
     fail_open: bool  # ... although none of its backends is usable
+    short: tuple[ShortPool, ...]  # pools that are passed over
     counters: Count
     rates: Rate | None
 
@@ -468,6 +470,7 @@ def _service(
         pools=service.pools,
         serving=serving,
         fail_open=fail_open,
+        short=short_pools(facts, parts),
         counters=total(counts),
         rates=sum_of(rates),
     )

@@ -20,6 +20,7 @@ def render(status: Document, *, colour: bool = False) -> str:
         _vrrp(status, colour),
         _peers(status, colour),
         _services(status),
+        _short_pools(status),
         *(_pool(pool, status, colour) for pool in status["pools"]),
         _verdicts(status),
         _listed("drift", status["drift"]),
@@ -157,6 +158,23 @@ def _services(status: Document) -> Iterator[str]:
         yield from _table(
             ("SERVICE", "FRONTENDS", "HOW", "SERVED BY", "PKT/S", "BYTE/S", "NEW/S"), rows
         )
+
+
+def _short_pools(status: Document) -> Iterator[str]:
+    rows = [
+        (
+            short["name"],
+            one["name"],
+            f"{short['usable']} of {short['backends']} usable",
+            f"below {short['panic_at']}" if short["usable"] < short["panic_at"] else "recovering",
+            f"serves again with {short['serves_at']}",
+            f"since {_time(short['since'])}" if short["since"] else "",
+        )
+        for one in status["services"]
+        for short in one["short"]
+    ]
+    if rows:
+        yield from _table(("SHORT POOL", "OF SERVICE", "", "", "", ""), rows)
 
 
 def _serving(one: Document) -> str:

@@ -22,7 +22,7 @@ from reconciler.healthfile import HealthFile
 from reconciler.history import History
 from reconciler.loop import Place, applied
 from reconciler.maps import PinnedMaps
-from reconciler.observer import NAME, kept, past, suspends
+from reconciler.observer import NAME, kept, kept_short, past, suspends
 from reconciler.overrides import Overrides, Unusable, in_force
 from reconciler.overriding import OverrideFile
 from reconciler.roster import Roster
@@ -115,6 +115,7 @@ def read(instance: Instance, place: Place) -> Facts:
         programs=release.programs(instance),
         meta=instance.maps.meta.get(0),
         conditions=_conditions(place.run_dir / NAME, now),
+        short_since=kept_short(place.run_dir / NAME),
         overrides=in_force(_overrides(place), now),
         suspends=suspends(suspension.read(place.state_dir)),
         history=past(History(place.state_dir / "history").generations()),

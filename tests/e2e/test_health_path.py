@@ -39,6 +39,7 @@ services:
     pools: [web, sorry]
     forward: nat
     down-flows: keep
+    panic: 40%%
 """
 WEB = [f"b{n}" for n in range(1, 6)]
 DETECTED = 1.5  # seconds
@@ -202,6 +203,52 @@ def test_the_checker_is_killed_and_nothing_changes(balancer: Checked) -> None:
         n: one["flips"] for n, one in told.items()
     }
     assert {name: balancer.entry(name) for name in before} == before
+
+
+def test_a_backend_that_comes_and_goes_at_the_panic_share_does_not_move_clients(
+    balancer: Checked,
+) -> None:
+    """40 % of five are two; a pool that fell below that serves again with three."""
+
+    def alive(*names: str) -> None:
+        for name, backend in zip(WEB, balancer.lab.backends, strict=False):
+            runs = balancer.states()[name] == "up"
+            if runs and name not in names:
+                balancer.lab.kill_server(backend)
+            elif not runs and name in names:
+                balancer.lab.serve(backend, BACKEND_PORT)
+        until(
+            lambda: {n for n in WEB if balancer.states()[n] == "up"} == set(names),
+            20,
+            what="checks",
+        )
+
+    def short() -> list[dict[str, Any]]:
+        return list(balancer.status()["services"][0]["short"])
+
+    balancer.all_up()
+    assert short() == []
+    alive("b1")
+    until(lambda: balancer.who() == "b6", what="the next pool")
+    until(short, what="the status says so")
+    (first,) = short()
+    assert (first["usable"], first["backends"], first["panic_at"], first["serves_at"]) == (
+        1,
+        5,
+        2,
+        3,
+    )
+    for names in (("b1", "b2"), ("b1",), ("b1", "b2")):
+        alive(*names)
+        until(lambda: short()[0]["usable"] == len(names), what="a status of that")  # noqa: B023
+        assert {balancer.who() for _ in range(10)} == {"b6"}
+    assert short()[0]["since"] == first["since"]
+    alive("b1", "b2", "b3")
+    until(lambda: balancer.who() in WEB, what="the pool itself again")
+    until(lambda: short() == [], what="a status of that")
+    alive("b1", "b2")
+    assert "b6" not in {balancer.who() for _ in range(10)}
+    alive(*WEB)
 
 
 def test_all_die_and_the_next_pool_serves_then_the_first_whole(balancer: Checked) -> None:

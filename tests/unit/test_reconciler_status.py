@@ -14,13 +14,15 @@ from reconciler.facts import Facts
 from reconciler.headline import has_started, headline
 from reconciler.portrait import EMPTY, portrait
 from reconciler.rates import Count, Rate, Reading, Window, rate
+from reconciler.shortage import follow as follow_short
 from reconciler.status import build
 from reconciler.table import Slots
 from reconciler.vrrp import Vrrp
 from tests.support.lab import ROOT
-from tests.support.statuses import NOW, PEER, facts, without_readings
+from tests.support.statuses import NOW, PEER, SERVICE, facts, without_readings
 
 SCHEMA = json.loads((ROOT / "schemas/status.schema.json").read_text())
+WWW = next(iter(facts().roster.services.values())).service
 NOTHING_LOADED = Facts("edge", NOW, 0, facts().state, None, type(facts().roster)())
 
 
@@ -90,6 +92,29 @@ def test_a_short_pool_does_not_serve() -> None:
         backends=found.state.backends, tables=found.state.tables, services={1: short}
     )
     assert build(replace(found, state=state)).services[0].fail_open
+
+
+def test_a_short_pool_is_told_with_what_it_lacks_and_since_when() -> None:
+    found = facts()
+    short = abi.Service.from_bytes(bytes(found.state.services[1]))
+    short.short_pools = 1
+    part = replace(found.roster.services[SERVICE], service=replace(WWW, panic=60))
+    found = replace(
+        found,
+        state=type(found.state)(backends=found.state.backends, services={1: short}),
+        roster=replace(found.roster, services={SERVICE: part}),
+    )
+    since = follow_short({}, replace(found, now=NOW - 60))
+    kept = follow_short(since, found)
+    assert list(kept.values()) == [NOW - 60], "since it was first seen"
+    status = build(replace(found, short_since=kept))
+    (told,) = status.services[0].short
+    assert (told.name, told.usable, told.backends) == ("web/ipv4", 1, 2), "one drains"
+    assert (told.panic_at, told.serves_at) == (2, 2)
+    text = status_text.render(json.loads(json.dumps(status.document())))
+    assert "web/ipv4" in text
+    assert "1 of 2 usable  below 2  serves again with 2  since 2027-01-15 07:59:00Z" in text
+    assert follow_short(kept, facts()) == {}
 
 
 # ---- tables
