@@ -185,13 +185,16 @@ class Asks:
     def close(self) -> None: ...
 
 
-def pass_until(engine: Engine, clock: Clock, end: float) -> None:
-    """Lets time pass as asyncio would: from one wake-up that the engine asked for to the next."""
+def pass_until(engine: Engine, clock: Clock, end: float) -> int:
+    """Lets time pass as asyncio would: from one wake-up that the engine asked for to the next. How many there were."""
+    looks = 1
     while (at := max(engine.next_wake(), clock.now)) <= end:
         clock.now = at
         engine.wake()
+        looks += 1
     clock.now = end
     engine.wake()
+    return looks
 
 
 # ---- real probes of real servers

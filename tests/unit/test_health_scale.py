@@ -4,7 +4,6 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -32,7 +31,8 @@ UP, DOWN = State.UP, State.DOWN
 ONE, TWO = check(fall=1), check(rise=2, fall=2)
 
 
-def test_an_hour_of_the_engine_takes_less_than_a_second() -> None:
+def test_an_hour_of_the_engine_is_a_probe_each_time_it_is_due_and_no_idle_look() -> None:
+    """How long it takes is the bench's to say; that nothing but a start wakes an engine with nothing under way is its cause."""
     clock, heard = Clock(), Counter[int]()
 
     def report(watch: Watch, result: Result, latency: float) -> None:
@@ -41,11 +41,10 @@ def test_an_hour_of_the_engine_takes_less_than_a_second() -> None:
     engine = Engine(report, clock=clock)
     for number in range(8):
         engine.watch(Asks(lambda: PASS), Beat(seed(f"target {number}"), 2.0), 1.0)
-    began = time.process_time()
-    pass_until(engine, clock, clock.now + HOUR)
-    assert time.process_time() - began < 1
+    looks = pass_until(engine, clock, clock.now + HOUR)
     engine.close()
     assert {abs(times - 1800) <= 2 for times in heard.values()} == {True}
+    assert looks <= heard.total() + 1
 
 
 def test_ten_thousand_fail_together_and_are_in_the_map_in_one_write() -> None:
@@ -53,13 +52,10 @@ def test_ten_thousand_fail_together_and_are_in_the_map_in_one_write() -> None:
         backend(n, address=f"10.0.{n // 250}.{n % 250}", check=ONE) for n in range(1, MANY + 1)
     ]
     with a_fleet(*entries, states=dict.fromkeys(range(1, MANY + 1), UP)) as (fleet, health_map):
-        began = time.process_time()
         for watch in fleet.watches():
             fleet.learn(watch, FAIL, 0.001)
         fleet.settle()
-        spent = time.process_time() - began
         assert health_map.batches == [dict.fromkeys(range(1, MANY + 1), DOWN)]
-        assert spent < 1  # a tenth of it on a quiet machine
 
 
 def test_ten_thousand_that_flap_flip_when_they_should_and_never_else() -> None:
