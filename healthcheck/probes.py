@@ -2,8 +2,8 @@
 
 A probe ends with a reset instead of a close. So a tcp check is SYN, SYN-ACK, RST: the application behind the port
 never sees a connection, and neither side keeps one in TIME-WAIT, which would use up our own ports.
-What goes wrong on our side of the wire (no descriptor, no port, no route) is not the backend's fault and is never
-counted as a failure of it.
+What goes wrong on our side of the wire (no descriptor, no port, no route, no carrier) is not the backend's fault and
+is never counted as a failure of it.
 """
 
 import errno
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
 from typing import Protocol
 
+from healthcheck import carrier
 from healthcheck.endpoint import Endpoint
 from healthcheck.exchange import Exchange, Reason, Result, failed
 from healthcheck.health import Outcome
@@ -53,6 +54,7 @@ _FAULTS = {
 }
 # On the wire "network unreachable" is a router's word; from connect() itself it is our own routing table's.
 _FAULTS_ON_THE_WIRE = {**_FAULTS, errno.ENETUNREACH: Reason.UNREACHABLE}
+_SILENCES = {Reason.UNREACHABLE, Reason.CONNECT_TIMEOUT}
 
 Converse = Callable[[], Exchange]
 
@@ -135,13 +137,13 @@ class Connection:
         except BlockingIOError:
             return None
         except OSError as error:
-            result = fault(error.errno or 0, _FAULTS_ON_THE_WIRE, "talking")
+            result = on_the_wire(error.errno or 0, "talking", self._tcp.endpoint)
         return self._tcp.anew(self) if self._kept else result
 
     def overdue(self) -> Result:
         if self._exchange and self._connected:
-            return self._exchange.overdue()
-        return failed(Reason.CONNECT_TIMEOUT, "nothing came back")
+            return silence(self._exchange.overdue(), self._tcp.endpoint)
+        return silence(failed(Reason.CONNECT_TIMEOUT, "nothing came back"), self._tcp.endpoint)
 
     def close(self) -> None:
         exchange = self._exchange
@@ -162,7 +164,7 @@ class Connection:
     def _connect(self) -> Result | None:
         """What is wrong with the connection; None: it stands."""
         if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            return fault(error, _FAULTS_ON_THE_WIRE, "connecting")
+            return on_the_wire(error, "connecting", self._tcp.endpoint)
         if self._tcp.endpoint.may_be_ourselves and self._is_ourselves():
             return failed(Reason.REFUSED, "nothing listens: the connection met itself")
         return None
@@ -259,10 +261,11 @@ class Tcp:
 class Datagrams:
     """An attempt over UDP or ICMP: one datagram out, and the first one back that has a meaning."""
 
-    __slots__ = ("_exchange", "_socket", "events", "fd", "registered")
+    __slots__ = ("_endpoint", "_exchange", "_socket", "events", "fd", "registered")
 
-    def __init__(self, sock: Socket, exchange: Exchange) -> None:
+    def __init__(self, sock: Socket, exchange: Exchange, endpoint: Endpoint) -> None:
         self._socket = sock
+        self._endpoint = endpoint
         self._exchange = exchange
         self.fd = sock.fileno()
         self.events = EPOLLIN | EPOLLET
@@ -278,10 +281,10 @@ class Datagrams:
         except BlockingIOError:
             return None
         except OSError as error:
-            return fault(error.errno or 0, _FAULTS_ON_THE_WIRE, "talking")
+            return on_the_wire(error.errno or 0, "talking", self._endpoint)
 
     def overdue(self) -> Result:
-        return self._exchange.overdue()
+        return silence(self._exchange.overdue(), self._endpoint)
 
     def close(self) -> None:
         self._socket.close()
@@ -305,7 +308,7 @@ class Datagram:
         try:
             self.endpoint.prepare(sock)
             sock.connect(self.endpoint.sockaddr)
-            return Datagrams(sock, self._converse())
+            return Datagrams(sock, self._converse(), self.endpoint)
         except OSError as error:
             sock.close()
             return fault(error.errno or errno.EINVAL, _FAULTS, "sending", error.strerror or "")
@@ -331,3 +334,17 @@ class Datagram:
 def fault(error: int, faults: dict[int, Reason], what: str, said: str = "") -> Result:
     reason = faults.get(error)
     return failed(reason, os.strerror(error)) if reason else own_trouble(error, what, said)
+
+
+def on_the_wire(error: int, what: str, where: Endpoint) -> Result:
+    result = fault(error, _FAULTS_ON_THE_WIRE, what)
+    return silence(result, where) if result.reason in _SILENCES else result
+
+
+def silence(result: Result, where: Endpoint) -> Result:
+    """Nobody was heard. Behind a link of ours that is down that says nothing about a backend."""
+    lost = carrier.lost(where)
+    if not lost:
+        return result
+    said = f"not counted while {lost}: {result.reason}"
+    return Result(Outcome.NEUTRAL, Reason.OWN_TROUBLE, said)

@@ -173,6 +173,52 @@ said("10.9.0.3", timeout=0.3)               # our own link is down
 """
 
 
+CARRIER = (
+    FAULTS.partition("def said")[0]
+    + """
+from tests.support.health import FAIL, a_fleet, backend, check, probe, subject
+from healthcheck.health import State
+from tests.support.wait import until
+ip("neigh add 10.9.0.3 lladdr 02:00:00:00:00:03 dev ek0", "-6 addr add 2001:db8::1/64 dev ek0 nodad",
+   "neigh add 2001:db8::3 lladdr 02:00:00:00:00:03 dev ek0")
+def said(address, kind, **changes):
+    result = probe(subject(8080, address, type=kind, timeout=0.2, **changes))
+    print(kind, result.outcome.value, result.reason, result.detail)
+    return result
+KINDS = (("10.9.0.3", "tcp"), ("10.9.0.3", "http"), ("10.9.0.3", "dns"), ("10.9.0.3", "icmp"), ("2001:db8::3", "tcp"))
+said("10.9.0.3", "tcp")                     # frames go out: the host's fault
+ip("link set ek1 down")                     # the other end: ours stays up, without a carrier
+results = [said(*each) for each in KINDS]
+results.append(said("10.9.0.3", "tcp", interface="ek0"))
+one = backend(1, check=check(fall=1))
+with a_fleet(one, states={1: State.UP}) as (fleet, health_map):
+    for result in results:
+        fleet.hear(result)
+        fleet.settle()
+    fleet.publish()
+    print(health_map.states[1].name.lower(), [each.type for each in fleet.conditions.all()])
+    ip("link set ek1 up")
+    until(lambda: not fleet.hear(probe(subject(8080, "10.9.0.3", timeout=0.2))) and fleet.settle()
+          or health_map.states[1] is State.DOWN, what="a failure that counts again")
+    print(health_map.states[1].name.lower())
+"""
+)
+
+
+def test_a_link_of_ours_without_carrier_is_held_against_nobody() -> None:
+    """The cable is pulled: our end is up by configuration, has its routes, and carries nothing."""
+    run = ["unshare", "--net", sys.executable, "-c", CARRIER]
+    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=ROOT)
+    heard = done.stdout.splitlines()
+    assert heard[0] == "tcp fail connect-timeout nothing came back", done.stderr
+    said = "neutral own-trouble not counted while ek0 has no carrier"
+    assert [line.rpartition(":")[0] for line in heard[1:7]] == [
+        f"{kind} {said}" for kind in ("tcp", "http", "dns", "icmp", "tcp", "tcp")
+    ], done.stderr
+    assert heard[7] == "up ['own-trouble']", done.stderr
+    assert heard[8:] == ["down"], done.stderr
+
+
 def test_filtered_down_unreachable_and_what_is_our_own_fault() -> None:
     run = ["unshare", "--net", sys.executable, "-c", FAULTS]
     done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=ROOT)
@@ -182,4 +228,43 @@ def test_filtered_down_unreachable_and_what_is_our_own_fault() -> None:
         "fail unreachable",
         "neutral own-trouble",
         "neutral own-trouble",
+    ], done.stderr
+
+
+MARKED = (
+    FAULTS.partition("def said")[0]
+    + """
+from tests.support.health import probe, subject
+ip("route add unreachable 10.6.0.9/32", "rule add fwmark 0x2a lookup 42", "route add 10.6.0.9/32 via 10.9.0.3 table 42",
+   "neigh add 10.9.0.3 lladdr 02:00:00:00:00:03 dev ek0")
+def sent():
+    return int(Path("/sys/class/net/ek0/statistics/tx_packets").read_text())
+for kind in ("tcp", "udp", "icmp"):
+    for mark in (0, 41, 42):
+        before = sent()
+        result = probe(subject(8080, "10.6.0.9", type=kind, send="x", timeout=0.2, **({"fwmark": mark} if mark else {})))
+        print(kind, mark, result.reason, sent() - before > 0)
+"""
+)
+
+
+def test_marked_probes_take_the_way_that_a_rule_has_for_their_mark() -> None:
+    """Only packets with the mark have a route: who sees one on the wire has seen the mark."""
+    run = [
+        "unshare",
+        "--net",
+        "--mount",
+        "sh",
+        "-c",
+        'mount -t sysfs sysfs /sys && exec "$@"',
+        "sh",
+    ]
+    done = subprocess.run(
+        [*run, sys.executable, "-c", MARKED], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    silent = {"tcp": "connect-timeout", "udp": "answer-timeout", "icmp": "answer-timeout"}
+    assert done.stdout.splitlines() == [
+        f"{kind} {mark} {silence if mark == 42 else 'unreachable'} {mark == 42}"
+        for kind, silence in silent.items()
+        for mark in (0, 41, 42)
     ], done.stderr
