@@ -1,6 +1,6 @@
 # Everything there is to do here. On a fresh Debian 12 or Ubuntu 24.04: sudo make test, sudo make demo.
 .DEFAULT_GOAL := help
-.PHONY: help setup build abi reference test unit property bpf e2e check bench demo soak wheel deb clean
+.PHONY: help setup build abi reference test unit property bpf e2e check bench kernels demo soak wheel deb clean
 PYTHON := .venv/bin/python
 OBJECT := build/lb.bpf.o
 OBJECTS := $(OBJECT) build/via.bpf.o
@@ -33,6 +33,10 @@ check: build ## everything that needs no traffic: style, types, arrows, generate
 bench: build ## nanoseconds per packet, as multiples of a trivial program (root). ARGS="--part health": of a health check; control: of passes; rate: packets a second
 	@for tool in haproxy nft ipvsadm wrk; do command -v $$tool >/dev/null || exec scripts/setup bench; done
 	@$(PYTHON) -m tests.bench $(ARGS)
+
+kernels: build ## some of the tests under older kernels, in QEMU (root; slow). KERNELS="6.1 6.12", ARGS=tests/e2e/test_howto.py
+	@scripts/setup kernels
+	@$(PYTHON) -m tests.kernels $(if $(KERNELS),--kernels "$(KERNELS)") $(ARGS)
 
 demo: build ## the whole story in a lab of namespaces, then on until Ctrl-C (root). ARGS=--fast, ARGS=--two-targets
 	@PYTHONPATH=. $(PYTHON) examples/demo/demo.py $(ARGS)

@@ -10,9 +10,10 @@ apiVersion: evenkeel/v1
 pools:
   {pool}:
     backends:
-      b1: {{address: 10.1.2.101{port}}}
-      b2: {{address: 10.1.2.102{port}}}
+      b1: {{address: "{network}101"{port}}}
+      b2: {{address: "{network}102"{port}}}
 """
+_NETWORKS = {4: "10.1.2.", 6: "fd01:2::"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +33,12 @@ class Page:
     def services(self) -> str:
         return next(block for block in self.yaml if block.startswith("services:"))
 
-    def config(self, port: str = "") -> str:
-        """The page's services over two backends of the lab."""
+    def config(self, port: str = "", family: int = 4) -> str:
+        """The page's services over two backends of the lab, by their addresses of that family."""
         pool = re.search(r"pools: \[(\w+)", self.services)
         assert pool is not None, self.name
-        return _POOLS.format(pool=pool[1], port=port) + self.services
+        head = _POOLS.format(pool=pool[1], port=port, network=_NETWORKS[family])
+        return head + self.services
 
     def node(self) -> str:
         """The page's node.yaml, or an ordinary one."""
@@ -44,9 +46,12 @@ class Page:
         return f"apiVersion: evenkeel/v1\n{lines}"
 
     def commands(self, heading: str) -> list[tuple[str, ...]]:
-        """The first block of commands under a heading."""
+        """The first block of commands under a heading, in words."""
+        return [tuple(line.split()) for line in next(iter(self.blocks(heading)), [])]
+
+    def blocks(self, heading: str) -> list[list[str]]:
+        """Every block of commands under a heading, as lines for a shell."""
         section = self.text.partition(f"## {heading}\n")[2].partition("\n## ")[0]
         prose = re.sub(r"```.*?```", "", section, flags=re.DOTALL)
-        block = re.search(r"(?:^    \S.*\n)+", prose, re.MULTILINE)
-        lines = block[0].splitlines() if block else []
-        return [tuple(line.partition("  #")[0].split()) for line in lines]
+        found = re.findall(r"(?:^ {4,}\S.*\n)+", prose, re.MULTILINE)
+        return [[line.partition("  #")[0].strip() for line in one.splitlines()] for one in found]

@@ -14,8 +14,9 @@ from types import TracebackType
 from typing import Self
 
 from tests.support.namespace import Namespace
+from tests.support.wait import PATIENCE
 
-_PATIENCE = 10.0
+_PATIENCE = 10.0 * PATIENCE
 _IP_MTU, _IPV6_MTU = 14, 24  # <linux/in.h>, <linux/in6.h>
 _WINDOW = 16  # UDP probes under way at once
 

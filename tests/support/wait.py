@@ -1,5 +1,6 @@
 """Waiting for something that can be asked. A test never sleeps and hopes: it says what it waits for."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +10,9 @@ T = TypeVar("T")
 
 _FIRST_PAUSE = 0.002
 _LONGEST_PAUSE = 0.05
+PATIENCE = float(
+    os.environ.get("PATIENCE", "1")
+)  # how much slower this machine is: an emulated one is
 
 
 def until(
@@ -18,7 +22,7 @@ def until(
 
     `interval` asks at that pace instead of a quickly slackening one, for conditions that cost.
     """
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout * PATIENCE
     pause = interval or _FIRST_PAUSE
     nobody = threading.Event()
     while not (answer := condition()):
