@@ -57,7 +57,7 @@ clean: ## what was built, not .venv
 build/%.so: reconciler/%.c Makefile
 	@echo "== compiling $@"
 	@mkdir -p build
-	@$(CLANG) -O2 -Wall -Wextra -fPIC -shared -ffreestanding -nostdlib $< -o $@.new && mv $@.new $@
+	@$(CLANG) -O2 -Wall -Wextra -fPIC -shared -s -ffreestanding -nostdlib $< -o $@.new && mv $@.new $@
 
 build/%.bpf.o: bpf/%.bpf.c $(wildcard bpf/*.h) Makefile
 	@echo "== compiling $@"

@@ -14,13 +14,13 @@ import re
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import EACCES, ENODEV
 from pathlib import Path
 from urllib.parse import unquote
 
-from bpf.errors import KernelError, Unsupported, failed
+from bpf.errors import KernelError, NotPermitted, Unsupported, failed
 
 BPFFS = Path("/sys/fs/bpf")
 ROOT = BPFFS / "evenkeel"
@@ -131,10 +131,14 @@ def remove(directory: Path) -> None:
 
 
 def remove_leftovers() -> None:
-    """What loaders and teardowns that were killed half-way have left. Needs the lock."""
+    """What loaders and teardowns that were killed half-way have left. Needs the lock.
+
+    What another user left is in nobody's way: that stays for whoever may remove it.
+    """
     for name in entries(ROOT):
         if name.startswith((LOADING, REMOVING)):
-            remove(ROOT / name)
+            with suppress(PermissionError, NotPermitted):
+                remove(ROOT / name)
 
 
 class _Held(threading.local):

@@ -2,15 +2,12 @@
 
 import argparse
 import asyncio
-import fcntl
 import json
 import logging
-import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +18,7 @@ from healthcheck.definition import Subject
 from healthcheck.exchange import Result
 from healthcheck.fleet import STEP, Fleet
 from healthcheck.health import Outcome
+from healthcheck.rundir import held
 from healthcheck.stock import Stock
 from healthcheck.targets import Backend, TargetsError
 from readiness.manager import ServiceManager
@@ -144,8 +142,7 @@ def run(targets_path: Path, run_dir: Path, instance: str, in_flight: int) -> int
     # Imported here: --once works where there is no bcc and no kernel to talk to.
     from healthcheck.pinned import open_pinned  # noqa: PLC0415
 
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with alone(run_dir / "healthcheck.lock"):
+    with held(run_dir):
         fleet = Fleet(
             targets_path, run_dir / "health.json", instance, open_pinned, in_flight=in_flight
         )
@@ -154,20 +151,6 @@ def run(targets_path: Path, run_dir: Path, instance: str, in_flight: int) -> int
         finally:
             fleet.close()
     return ALL_UP
-
-
-@contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """Two checkers on one map would write over each other's verdicts."""
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"{lock}: another healthcheck holds it; stop that one first") from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 async def follow(fleet: Fleet, manager: ServiceManager) -> None:

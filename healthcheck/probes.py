@@ -32,6 +32,7 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _AT_ONCE = 4096  # bytes read in one go; a healthy answer's headers fit
 _TCP = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _UDP = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+NO_PING = "checks by icmp need CAP_NET_RAW, or our group within net.ipv4.ping_group_range"
 _RAW = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 _DATAGRAM = 65536
 _ECHO: dict[int, int] = {
@@ -304,7 +305,7 @@ class Datagram:
         try:
             sock = self._socket()
         except OSError as error:
-            return own_trouble(error.errno or 0, "socket")
+            return own_trouble(error.errno or 0, "socket", error.strerror or "")
         try:
             self.endpoint.prepare(sock)
             sock.connect(self.endpoint.sockaddr)
@@ -328,7 +329,14 @@ class Datagram:
                 family, _UDP, _ECHO[family]
             )  # a ping socket: needs no privilege, but a sysctl
         except PermissionError:
-            return Socket(family, _RAW, _ECHO[family])
+            return _raw(family)
+
+
+def _raw(family: int) -> Socket:
+    try:
+        return Socket(family, _RAW, _ECHO[family])
+    except PermissionError:
+        raise PermissionError(errno.EPERM, NO_PING) from None
 
 
 def fault(error: int, faults: dict[int, Reason], what: str, said: str = "") -> Result:

@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 UNITS = ("evenkeel-reconciler", "evenkeel-healthcheck")
 COMMANDS = ("reconciler", "healthcheck")
+MAINTAINER = "Evenkeel maintainers <maintainers@evenkeel.example>"
 LIBRARY = "usr/lib/evenkeel"
 DOCUMENTS = "usr/share/doc/evenkeel"
 ENTRY = """\
@@ -120,6 +121,7 @@ def documents(tree: Tree, version: str) -> None:
                 place = source.relative_to(ROOT / "docs" if pattern.startswith("docs") else ROOT)
                 tree.copy(source, f"{DOCUMENTS}/{place}")
     tree.copy(HERE / "debian/copyright", f"{DOCUMENTS}/copyright")
+    tree.copy(HERE / "debian/lintian-overrides", "usr/share/lintian/overrides/evenkeel")
     tree.packed(f"{DOCUMENTS}/NEWS.md", (ROOT / "CHANGELOG.md").read_text())
     tree.packed(f"{DOCUMENTS}/changelog", changelog(version))
     for name in COMMANDS:
@@ -130,7 +132,7 @@ def changelog(version: str) -> str:
     return (
         f"evenkeel ({version}) unstable; urgency=medium\n\n"
         "  * What changes for those who run it is in NEWS.md.gz.\n\n"
-        f" -- The Evenkeel authors <evenkeel@localhost>  {formatdate(made_at())}\n"
+        f" -- {MAINTAINER}  {formatdate(made_at())}\n"
     )
 
 
@@ -164,7 +166,8 @@ def manual(name: str, version: str) -> str:
 def control(tree: Tree, version: str, architecture: str) -> None:
     size = sum(path.stat().st_size for path in tree.files()) // 1024
     text = (HERE / "debian/control").read_text()
-    for key, value in (("VERSION", version), ("ARCHITECTURE", architecture), ("SIZE", str(size))):
+    facts = {"VERSION": version, "ARCHITECTURE": architecture, "SIZE": str(size)}
+    for key, value in {**facts, "MAINTAINER": MAINTAINER}.items():
         text = text.replace(f"@{key}@", value)
     tree.text("DEBIAN/control", text)
     tree.text("DEBIAN/conffiles", "/etc/default/evenkeel\n")

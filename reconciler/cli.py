@@ -274,6 +274,7 @@ def run(options: argparse.Namespace) -> int:
         follower = follower_of(options, source, node, place)
         # Rejected before anything is loaded: the first file decides whether there is a start.
         accepted = follower.once() if options.once else None
+        manager.working()  # the verifier takes seconds, on a busy machine many
         with Instance.load(place.instance, sizes, log=logging.getLogger("bpf").info) as instance:
             if other := outdated(instance, sizes):
                 log.warning("%s", other.message)

@@ -4,7 +4,6 @@ import contextlib
 import json
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from bpf import kernel
 from bpf.abi import HealthState
 from tests.support.balancer import BACKEND_PORT, PORT, Balancer
 from tests.support.exposition import samples
-from tests.support.lab import ROOT, SERVICE
+from tests.support.lab import SERVICE
 from tests.support.traffic import Connection
 from tests.support.wait import until
 
@@ -56,12 +55,7 @@ class Checked(Balancer):
         self.callback(self.end_check)
 
     def start_check(self) -> None:
-        command = (sys.executable, "-m", "healthcheck", "--instance", self.name)
-        log = self.enter_context((self.folder / "checker.log").open("ab"))
-        self.check = subprocess.Popen(
-            self.lab.balancer.inside(*command, "--run-dir", str(self.run_dir)),
-            cwd=ROOT, stdout=log, stderr=log,
-        )  # fmt: skip
+        self.check = self.start_healthcheck()
 
     def end_check(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self.check is not None:

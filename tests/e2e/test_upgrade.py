@@ -12,7 +12,7 @@ from bpf import link, pins, replacing, resizing
 from bpf.kernel import Instance
 from bpf.pins import Pins
 from tests.support.balancer import BACKEND_PORT, CONFIG, NODE, PORT, Balancer
-from tests.support.instances import die, killed_in
+from tests.support.instances import die
 from tests.support.lab import SERVICE
 from tests.support.objects import DROPS, SAME, changed
 from tests.support.traffic import Connection, Load
@@ -179,7 +179,7 @@ def test_killed_half_way_nothing_is_lost_and_the_next_run_finishes(
         for step in steps:
             with monkeypatch.context() as patch:
                 patch.setattr(replacing, step, then_die(getattr(replacing, step)))
-                killed_in(lambda: upgraded(balancer, *words))
+                upgraded(balancer, *words, code=-signal.SIGKILL)
             some()
             upgraded(balancer, "--undo")  # whoever comes next completes it: so this goes back
             assert running(balancer) == before, step
@@ -233,7 +233,7 @@ def test_killed_while_it_goes_over_to_other_maps_nothing_is_lost_and_the_daemon_
     with traffic(balancer) as some:
         with monkeypatch.context() as patch:
             patch.setattr(module, step, then_die(getattr(module, step)))
-            killed_in(lambda: upgraded(balancer))
+            upgraded(balancer, code=-signal.SIGKILL)
         some()
         until(lambda: finished(balancer) == wanted, 20, what="the daemon has finished it")
         some()

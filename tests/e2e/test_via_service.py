@@ -82,12 +82,7 @@ class Through(Balancer):
         self.lab.balancer.run("ethtool", "-K", "lan", "tx", how)
 
     def start_check(self) -> None:
-        command = (sys.executable, "-m", "healthcheck", "--instance", self.name)
-        log = self.enter_context((self.folder / "checker.log").open("ab"))
-        self.check = subprocess.Popen(
-            self.lab.balancer.inside(*command, "--run-dir", str(self.run_dir)),
-            cwd=ROOT, stdout=log, stderr=log,
-        )  # fmt: skip
+        self.check = self.start_healthcheck()
 
     def end_check(self) -> None:
         if self.check is not None:

@@ -3,7 +3,6 @@
 import contextlib
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from hashlib import sha256
 
@@ -16,6 +15,7 @@ from tests.soak.wishes import Edit, Wish
 from tests.support.balancer import Balancer, Done
 from tests.support.lab import BALANCER, NAT_SOURCE, ROOT, Backend, Lab
 from tests.support.objects import SAME, changed
+from tests.support.unit import unit
 from tests.support.wait import until
 
 NODE = f"""\
@@ -78,11 +78,7 @@ class Stage(Balancer):
             else ("--instance", self.name, "--run-dir", str(self.run_dir))
         )
         files = (*self.source, "--node", str(self.node)) if name == "reconciler" else ()
-        with (self.folder / f"{name}.log").open("ab") as log:
-            self.daemons[name] = subprocess.Popen(
-                self.host.inside(sys.executable, "-m", name, *files, *place),
-                cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
+        self.daemons[name] = self.started(name, f"{name}.log", *files, *place)
 
     def kill_daemon(self, name: str) -> None:
         process = self.daemons.pop(name)
@@ -119,9 +115,9 @@ class Stage(Balancer):
         return None
 
     def reconciler(self, *arguments: str) -> "subprocess.Popen[str]":
-        """The command, as somebody types it on the balancer."""
+        """The command, as somebody types it on the balancer, who has become the daemon's user."""
         return subprocess.Popen(
-            self.host.inside(sys.executable, "-m", "reconciler", *arguments, *self.place),
+            self.host.inside(*unit("reconciler").command(*arguments, *self.place)),
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
         )  # fmt: skip
 

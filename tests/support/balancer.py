@@ -1,14 +1,18 @@
-"""A lab in which the real reconciler runs, on files of the test's own: what its users have, and no more."""
+"""A lab in which the real reconciler runs, on files of the test's own: what its users have, and no more.
+
+The daemons run as their units say (tests/support/unit.py): as users of their own, with their few capabilities.
+"""
 
 import contextlib
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -16,6 +20,7 @@ from bpf import kernel
 from reconciler import cli
 from tests.support.lab import ROOT, SERVICE, Lab
 from tests.support.traffic import Connection
+from tests.support.unit import owned_by, unit
 from tests.support.wait import until
 
 PORT, BACKEND_PORT = 80, 8080
@@ -48,6 +53,27 @@ class Done(NamedTuple):
     stderr: str
 
 
+def forked(action: Callable[[], Done]) -> Done:
+    """What it comes to in a child of this process: one that may become another user."""
+    ours, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            with os.fdopen(theirs, "w") as answer:
+                json.dump(action(), answer)
+        except BaseException:  # noqa: BLE001 -- nothing of a test's may run on in the child
+            traceback.print_exc()
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with os.fdopen(ours) as answers:
+        said = answers.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code < 0:
+        return Done(code, "", "")
+    return Done(*json.loads(said))
+
+
 class Balancer(contextlib.ExitStack):
     """Some backends, a client, and a daemon between them; all of it gone afterwards."""
 
@@ -72,14 +98,23 @@ class Balancer(contextlib.ExitStack):
     def _settle(self) -> None:
         """Files of its own, and nothing left of them or of the maps."""
         self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
-        self.run_dir, self.state_dir = self.folder / "run", self.folder / "state"
-        self.run_dir.mkdir()
+        self.folder.chmod(0o755)  # the files of a node are for its daemons to read
+        self.home = self.folder / "var"
+        unit("reconciler").own(self.home, 0o755)
+        self.run_dir, self.state_dir = self.home / "run", self.home / "state"
+        self._directories()
         self.process: subprocess.Popen[bytes] | None = None
         self.callback(self._forget)
         self.config, self.node = self.folder / "lb.yaml", self.folder / "node.yaml"
         self.config.write_text(CONFIG)
         self.source: tuple[str, ...] = ("--config", str(self.config))
         self.node.write_text(NODE)
+
+    def _directories(self) -> None:
+        """As the unit has them made before the daemon starts."""
+        reconciler = unit("reconciler")
+        reconciler.own(self.run_dir, reconciler.mode("RuntimeDirectory"))
+        reconciler.own(self.state_dir, reconciler.mode("StateDirectory"))
 
     def _forget(self) -> None:
         self.stop(signal.SIGKILL)
@@ -93,14 +128,9 @@ class Balancer(contextlib.ExitStack):
         """Returns when the daemon is ready, or at least serves."""
         if self.process is not None:
             return
-        log = self.enter_context((self.folder / "log").open("ab"))
-        command = (sys.executable, "-m", "reconciler", *self.source)
-        self.process = subprocess.Popen(
-            self.host.inside(*command, "--node", str(self.node), *self.place),
-            cwd=ROOT,
-            stdout=log,
-            stderr=log,
-        )
+        self._directories()
+        arguments = (*self.source, "--node", str(self.node), *self.place)
+        self.process = self.started("reconciler", "log", *arguments)
         until(self.ready if ready else self.serves, 30, what="the daemon")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
@@ -112,18 +142,25 @@ class Balancer(contextlib.ExitStack):
     @contextlib.contextmanager
     def checker(self) -> Iterator[subprocess.Popen[bytes]]:
         """healthcheck beside it."""
-        command = (sys.executable, "-m", "healthcheck", "--instance", self.name)
-        process = subprocess.Popen(
-            self.host.inside(*command, "--run-dir", str(self.run_dir)),
-            cwd=ROOT,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = self.start_healthcheck()
         try:
             yield process
         finally:
             process.terminate()
             process.wait(15)
+
+    def start_healthcheck(self) -> subprocess.Popen[bytes]:
+        where = ("--instance", self.name, "--run-dir", str(self.run_dir))
+        return self.started("healthcheck", "checker.log", *where)
+
+    def started(self, daemon: str, log: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """As its unit has it; in a session of its own, so that Ctrl-C is for whoever runs the tests."""
+        command = self.host.inside(*unit(daemon).command(*arguments))
+        with (self.folder / log).open("ab") as heard:
+            return subprocess.Popen(
+                command, cwd=ROOT, stdout=heard, stderr=heard,
+                umask=unit(daemon).umask, start_new_session=True,
+            )  # fmt: skip
 
     @property
     def log(self) -> str:
@@ -146,7 +183,14 @@ class Balancer(contextlib.ExitStack):
         return ("--instance", self.name, *folders)
 
     def command(self, *arguments: str) -> Done:
-        """`reconciler ...`, as an operator types it; in this process, which has imported it all."""
+        """`reconciler ...`, as root types it; in a fork of this process, which has imported it all.
+
+        Ended by a signal, its exit code is negative.
+        """
+        return forked(lambda: self._command(*arguments))
+
+    def _command(self, *arguments: str) -> Done:
+        owned_by(self.home)
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:

@@ -1,6 +1,7 @@
 """A service manager's socket, for tests of what daemons tell it."""
 
 import socket
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -13,6 +14,8 @@ class Listener:
         self.all: list[str] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
+        if address.startswith("/"):
+            Path(address).chmod(0o777)  # as systemd's: daemons of all users speak to it
         self._socket.setblocking(False)
 
     def __enter__(self) -> Self:
@@ -25,6 +28,8 @@ class Listener:
         trace: TracebackType | None,
     ) -> None:
         self._socket.close()
+        if self.address.startswith("/"):
+            Path(self.address).unlink(missing_ok=True)
 
     def heard(self) -> list[str]:
         """The messages since the last time."""

@@ -193,6 +193,7 @@ class Pair(contextlib.ExitStack):
     def _build(self) -> None:
         self.lab = self.enter_context(PairLab(3))
         self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
+        self.folder.chmod(0o755)  # for both daemons to read
         self.config = self.folder / "lb.yaml"
         self.config.write_text(CONFIG)
         made = [Member(self.lab, number, self.config, self._secured()) for number in (1, 2)]

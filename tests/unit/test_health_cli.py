@@ -13,6 +13,7 @@ import pytest
 
 from healthcheck import cli
 from healthcheck.exchange import Result
+from healthcheck.rundir import held
 from healthcheck.schedule import Beat
 from readiness.manager import ServiceManager
 from tests.support.health import Asks, a_fleet, backend, check, closed_port, document, put, serving
@@ -98,12 +99,8 @@ def test_help_has_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_second_checker_on_one_instance_is_refused(tmp_path: Path) -> None:
-    lock = tmp_path / "healthcheck.lock"
-    with (
-        cli.alone(lock),
-        pytest.raises(OSError, match="another healthcheck holds it"),
-        cli.alone(lock),
-    ):
+    ours = tmp_path / "run"
+    with held(ours), pytest.raises(OSError, match="another healthcheck holds it"), held(ours):
         pass
 
 

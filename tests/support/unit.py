@@ -1,0 +1,143 @@
+"""How a daemon runs where it is installed, read from its unit: as which user, with which capabilities and directories.
+
+The unit is the only truth: what it takes away, these tests run without. The users are numbers that /etc/passwd need
+not know. Of the sandbox around them nothing is here: for that, test_package runs the units by systemd.
+"""
+
+import atexit
+import compileall
+import contextlib
+import os
+import re
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from bpf import pins
+from reconciler.privilege import act_as_owner
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "packaging/systemd"
+USERS = {"evenkeel": 64801, "evenkeel-healthcheck": 64802}
+GROUPS = {"evenkeel": 64800}
+# A repository in root's home is nobody else's to read: there it is mounted once more, for one process, elsewhere.
+_MOUNTED = 'mount --bind "$0" "$1" && cd "$1" && shift && exec "$@"'
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What one unit says, as far as it can be had without systemd."""
+
+    daemon: str
+    settings: dict[str, str]
+
+    @property
+    def uid(self) -> int:
+        return USERS[self.settings["User"]]
+
+    @property
+    def gid(self) -> int:
+        return GROUPS[self.settings["Group"]]
+
+    @property
+    def umask(self) -> int:
+        return int(self.settings["UMask"], 8)
+
+    def mode(self, directory: str) -> int:
+        """Of RuntimeDirectory or StateDirectory."""
+        return int(self.settings[f"{directory}Mode"], 8)
+
+    def own(self, folder: Path, mode: int) -> None:
+        """As systemd makes it before a start; its files too, if it was somebody else's."""
+        folder.mkdir(exist_ok=True)
+        if folder.stat().st_uid != self.uid:
+            for path in (folder, *folder.rglob("*")):
+                os.chown(path, self.uid, self.gid)
+        folder.chmod(mode)
+
+    def command(self, *arguments: str) -> tuple[str, ...]:
+        """The daemon with these, as this unit's user and with its capabilities: no other, and none to be had."""
+        places_for_others()
+        return _from_a_readable_place(self._privileges(), "-m", self.daemon, *arguments)
+
+    def _privileges(self) -> tuple[str, ...]:
+        said = {
+            option: _only(self.settings[name])
+            for option, name in (
+                ("--bounding-set", "CapabilityBoundingSet"),
+                ("--inh-caps", "AmbientCapabilities"),
+                ("--ambient-caps", "AmbientCapabilities"),
+            )
+        }
+        assert self.settings["NoNewPrivileges"] == "yes"
+        user = ("--reuid", str(self.uid), "--regid", str(self.gid), "--clear-groups")
+        return (
+            "setpriv",
+            *user,
+            *(word for pair in said.items() for word in pair),
+            "--no-new-privs",
+        )
+
+
+@cache
+def unit(daemon: str) -> Unit:
+    text = (FOLDER / f"evenkeel-{daemon}.service").read_text()
+    return Unit(daemon, dict(re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE)))
+
+
+def owned_by(folder: Path) -> None:
+    """For the rest of this process, the pins are this folder's owner's: whom commands act as that root calls.
+
+    Their own directory is shared by all suites on a machine, and root's.
+    """
+    act_as_owner.__defaults__ = (folder,)
+
+
+@cache
+def places_for_others() -> None:
+    """Once a process: all users may come to the pins, ours may make some, and the code is compiled already.
+
+    The pins' directory stays root's: another suite's commands go on acting as root. Sticky: nobody removes another's.
+    """
+    pins.mounted()
+    if not pins.BPFFS.stat().st_mode & 0o001:
+        pins.BPFFS.chmod(0o711)  # as our tmpfiles.d has it; systemd mounts it 0700
+    if pins.ROOT.stat().st_uid == 0:
+        os.chown(pins.ROOT, 0, GROUPS["evenkeel"])
+        pins.ROOT.chmod(0o1775)
+    for name in ("bpf", "healthcheck", "readiness", "reconciler"):
+        compileall.compile_dir(ROOT / name, quiet=2)
+
+
+def _from_a_readable_place(privileges: tuple[str, ...], *arguments: str) -> tuple[str, ...]:
+    if _open_to_others(ROOT):
+        return (*privileges, sys.executable, *arguments)
+    elsewhere = _elsewhere()
+    python = elsewhere / Path(sys.executable).relative_to(ROOT)
+    mounted = ("unshare", "--mount", "sh", "-c", _MOUNTED, str(ROOT), str(elsewhere))
+    return (*mounted, *privileges, str(python), *arguments)
+
+
+def _open_to_others(folder: Path) -> bool:
+    return all(path.stat().st_mode & 0o001 for path in (folder, *folder.parents))
+
+
+@cache
+def _elsewhere() -> Path:
+    folder = tempfile.mkdtemp(prefix="ek-repository-")
+    Path(folder).chmod(0o755)
+    atexit.register(_gone, Path(folder))
+    return Path(folder)
+
+
+def _gone(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _only(names: str) -> str:
+    """setpriv's words for these capabilities and no others."""
+    short = [name.removeprefix("CAP_").lower() for name in names.split()]
+    return ",".join(["-all", *(f"+{name}" for name in short)])
