@@ -14,10 +14,11 @@ cp "$package" "$root/evenkeel.deb"
 
 # What a production host would not have, or must not be used here: this repository, compilers, other Pythons' packages.
 mount -t tmpfs tmpfs "$root$sources"
-for hidden in /tmp /root /home /opt /usr/local /var/lib/evenkeel /etc/evenkeel /etc/systemd/system; do
+for hidden in /tmp /root /home /opt /usr/local /etc/systemd/system; do
 	[ ! -d "$root$hidden" ] || mount -t tmpfs -o mode=755 tmpfs "$root$hidden"
 done
 chmod 1777 "$root/tmp"
+rm -rf "$root/var/lib/evenkeel" "$root/etc/evenkeel" # of the overlay; mounted over, nothing could be purged
 rm -f "$root"/usr/bin/clang* "$root"/usr/bin/gcc* "$root"/usr/bin/cc "$root"/usr/bin/llc* "$root"/usr/sbin/policy-rc.d
 
 mount -t proc proc "$root/proc"
