@@ -83,6 +83,7 @@ class Map(Generic[K, V]):
         self.key: Codec[K] = Codec(types[0], info.key_size)
         self.value: Codec[V] = Codec(types[1], info.value_size)
         self._view: memoryview | None = None
+        self._indexes = b""  # the keys of an array, once somebody asked for them
 
     def __repr__(self) -> str:
         return f"<map {self.name}: {self.max_entries} entries>"
@@ -198,7 +199,13 @@ class Map(Generic[K, V]):
     # ---- as bytes, for whoever reads again and again ----
 
     def raw(self) -> list[tuple[bytes, bytes]]:
-        """All keys and all values, batch by batch."""
+        """All keys and all values, batch by batch; at once where they are memory.
+
+        That takes a descriptor that can write, and an array's entries without gaps.
+        """
+        if self.array and self.writable and self.flags & MMAPABLE and not self.value_size % 8:
+            self._indexes = self._indexes or array("I", range(self.max_entries)).tobytes()
+            return [(self._indexes, bytes(self.view()))]
         return [
             (
                 bytes(memoryview(keys)[: count * self.key.size]),

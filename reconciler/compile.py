@@ -97,7 +97,7 @@ class _Compiler:
     ) -> None:
         self._config, self._node, self._around = config, node, around
         self._actual, self._room, self._now = actual, room, now
-        self._of, self._hops = memo.of, Same(around.hops)
+        self._memo, self._of, self._hops = memo, memo.of, Same(around.hops)
         services = sorted(config.services.items())
         self._parts = list(
             chain.from_iterable(self._of(_parts, name, service) for name, service in services)
@@ -134,7 +134,7 @@ class _Compiler:
             chain.from_iterable(self._frontend_names),
             of(_frontends_known, "", actual.frontends),
         )
-        known = of(_backends_known, "", actual.backends)
+        known = of(_named, "", Same(self._memo.each(_named_backend, "", actual.backends)))
         self._rolls = {name: of(pieces.roll, name, pool) for name, pool in self._pools.items()}
         self._flushed = self._due(known)
         names = chain.from_iterable(roll.names for roll in self._rolls.values())
@@ -366,7 +366,7 @@ def _name(part: Part) -> tuple[str, int]:
 
 
 def known_backends(actual: State) -> dict[BackendName, int]:
-    return _backends_known(actual.backends)
+    return dict(map(_named_backend, actual.backends.values()))
 
 
 def known_frontends(actual: State) -> dict[FrontendName, int]:
@@ -377,11 +377,12 @@ def by_name(entries: Mapping[int, abi.Service] | Mapping[int, abi.Pool]) -> dict
     return {entry.name: entry.id for entry in entries.values()}
 
 
-def _backends_known(entries: Mapping[int, abi.Backend]) -> dict[BackendName, int]:
-    return {
-        (entry.name, encode.address_bytes(entry.addr, entry.family), entry.port): entry.id
-        for entry in entries.values()
-    }
+def _named(entries: Same[Mapping[int, tuple[BackendName, int]]]) -> dict[BackendName, int]:
+    return dict(entries.value.values())
+
+
+def _named_backend(entry: abi.Backend) -> tuple[BackendName, int]:
+    return (entry.name, encode.address_bytes(entry.addr, entry.family), entry.port), entry.id
 
 
 def _frontends_known(entries: Mapping[int, abi.Frontend]) -> dict[FrontendName, int]:

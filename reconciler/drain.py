@@ -5,6 +5,7 @@ restart forgets none and a clock that is set moves none. Whoever is gone from th
 file is known by entry alone: until the deadline, or the end of its last flow.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -75,4 +76,4 @@ def under_way(state: State, flows: Mapping[int, int]) -> Iterator[Leaving]:
 def next_end(drains: tuple[Leaving, ...], now: int) -> float:
     """Seconds until the first deadline."""
     ends = (each.until for each in drains if each.until not in (OVER, KEPT))
-    return max(0, min(ends, default=KEPT) - now) * encode.TICK
+    return max(0, min(ends, default=math.inf) - now) * encode.TICK

@@ -81,8 +81,11 @@ def _too_many(gone: int, present: int, limit: int) -> bool:
 
 def _gone(desired: Mapping[int, Any], actual: Mapping[int, Any]) -> set[int]:
     """By name: what merely gets another id is replaced, not removed."""
+    other = {at: entry for at, entry in actual.items() if desired.get(at) is not entry}
+    if not other:
+        return set()
     names = {entry.name for entry in desired.values()}
-    return {at for at, entry in actual.items() if entry.name not in names}
+    return {at for at, entry in other.items() if entry.name not in names}
 
 
 def with_services(desired: State, actual: State, gone: set[int]) -> State:

@@ -6,6 +6,7 @@ Both the dry run and the real one go through here, so that they cannot differ.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from bpf import abi
 from reconciler import drain
@@ -15,7 +16,7 @@ from reconciler.dataplane import Op, State
 from reconciler.drain import Leaving
 from reconciler.guard import Finding, guard, with_services
 from reconciler.linger import lingering
-from reconciler.memo import Memo
+from reconciler.memo import Memo, Same
 from reconciler.model import Config, Guardrails, Node
 from reconciler.overrides import Overrides
 from reconciler.plan import plan
@@ -59,6 +60,14 @@ class View:
     def refused(self) -> bool:
         return any(finding.refused for finding in self.findings)
 
+    @property
+    def is_calm(self) -> bool:
+        """Everything is as it should be, and as long as it stays so neither time nor flows change that.
+
+        Whoever leaves, or is to, is in the operations or drains.
+        """
+        return not (self.ops or self.drains or self.findings or self.blocked)
+
 
 def look(
     config: Config,
@@ -68,9 +77,38 @@ def look(
     allow_removals: bool = False,
     memo: Memo | None = None,
 ) -> View:
-    """With the memo of the last look, this one takes time for what has changed since."""
+    """With the memo of the last look, this one takes time for what has changed since.
+
+    Nothing, if that was calm and everything is found to be the same.
+    """
     memo = memo or Memo()
+    found = (Same(config), node, allow_removals, *_timeless(live))
+    known: View | None = memo.kept(look, *found)
+    if known is not None:
+        return known
     memo.turn()
+    view = _anew(config, node, live, memo, allow_removals=allow_removals)
+    if view.is_calm:
+        memo.keep(look, view, *found)
+    return view
+
+
+def _timeless(live: Live) -> tuple[Any, ...]:
+    """What a calm look follows from: all but the time and the flows."""
+    return (
+        live.actual,
+        live.actual.free,
+        live.health,
+        live.around,
+        live.room,
+        live.overrides,
+        Same(live.standing),
+        live.sure,
+        live.failed,
+    )
+
+
+def _anew(config: Config, node: Node, live: Live, memo: Memo, *, allow_removals: bool) -> View:
     actual = live.actual
     taken = admit(
         config,

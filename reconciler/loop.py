@@ -31,8 +31,8 @@ from reconciler.follow import Accepted, Follower
 from reconciler.history import History, Result
 from reconciler.look import Live, View, look
 from reconciler.maps import PinnedMaps, Unwritten, unheard
-from reconciler.memo import Memo
-from reconciler.model import Address, Config, DriftPolicy, Node, Pool
+from reconciler.memo import Memo, Same
+from reconciler.model import Address, Config, DriftPolicy, Node
 from reconciler.names import key_text
 from reconciler.neigh import Neighbours, failing
 from reconciler.overrides import Overrides, Unusable, in_force
@@ -120,17 +120,18 @@ def surroundings(
     memo: Memo | None = None,
 ) -> Surroundings:
     """What the node's kernel says about the backends and interfaces that are configured."""
-    of = (memo or Memo()).of
-    used = {name for service in config.services.values() for name in service.pools}
-    each = (of(_addresses, name, config.pools[name]) for name in used)
-    addresses: set[Address] = set().union(*each)
+    addresses = (memo or Memo()).of(_addresses, "", Same(config))
     links = neighbours.links().values()
     veth = any(link.kind == "veth" for link in links if link.name in node.interfaces)
     return Surroundings(neighbours.hops(addresses.union(also), wait), veth, epoch)
 
 
-def _addresses(pool: Pool) -> frozenset[Address]:
-    return frozenset(backend.address for backend in pool.backends.values())
+def _addresses(same: Same[Config]) -> frozenset[Address]:
+    """Of all backends that a service has."""
+    config = same.value
+    used = {name for service in config.services.values() for name in service.pools}
+    pools = map(config.pools.__getitem__, used)
+    return frozenset(one.address for pool in pools for one in pool.backends.values())
 
 
 class Reconciler:

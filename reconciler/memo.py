@@ -5,10 +5,12 @@ clock. Equal means equal by content; that what has not changed mostly is the sam
 object only makes it quick to find out. Holds nothing that the maps are compared with.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+K = TypeVar("K")
+V = TypeVar("V")
 R = TypeVar("R")
 ROUNDS = 16
 
@@ -63,3 +65,27 @@ class Memo:
         known.asked = self._round
         result: R = known.result
         return result
+
+    def each(
+        self, function: Callable[[V], R], name: Hashable, entries: Mapping[K, V]
+    ) -> dict[K, R]:
+        """`function` of each entry, made anew where there is another object than the last time."""
+        known = self._known.get((function, name))
+        before: tuple[Mapping[K, V], dict[K, R]] = ({}, {}) if known is None else known.result
+        old, results = before
+        if old is not entries:
+            results = {
+                at: results[at] if old.get(at) is entry else function(entry)
+                for at, entry in entries.items()
+            }
+        self._known[function, name] = Known((), (entries, results), self._round)
+        return results
+
+    def kept(self, name: Hashable, *arguments: Any) -> Any:  # noqa: ANN401
+        """What was kept under that name for equal arguments; None: nothing was."""
+        known = self._known.get(name)
+        return known.result if known is not None and known.arguments == arguments else None
+
+    def keep(self, name: Hashable, result: object, *arguments: Any) -> None:  # noqa: ANN401
+        """For who can tell from a result only whether it would be the same again."""
+        self._known[name] = Known(arguments, result, self._round)

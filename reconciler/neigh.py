@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from pyroute2 import IPRoute
 
@@ -36,6 +36,7 @@ _RTA_DST, _OIF, _GATEWAY, _METRICS, _VIA = 1, 4, 5, 8, 18
 _METRIC_MTU = 2
 _UNICAST = 1
 _FAMILY = {4: 2, 6: 10}
+_FAMILY_OF = {4: 2, 16: 10}  # by the length of an address
 _NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
 _CANNOT_ASK = (errno.ENETDOWN, errno.EINVAL, errno.ENODEV, errno.ENOBUFS)
 POLL = 0.02
@@ -47,7 +48,8 @@ NO_MAC = bytes(6)
 DOWN = int(abi.HealthState.DOWN)  # plain: arithmetic of enums is slow, and there are many
 _NOBODY = bytes(4)
 
-Place = tuple[int, Address]  # interface, address
+V = TypeVar("V")
+Place = tuple[int, bytes]  # interface, packed address: unlike an address, its hash is quick
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,7 @@ class Via:
     link: Link
     address: Address
     mtu: int
-
-    @property
-    def place(self) -> Place:
-        return self.link.index, self.address
+    place: Place
 
 
 class Neighbour(NamedTuple):
@@ -98,6 +97,8 @@ class Neighbours:
         self._managed: set[Place] = set()  # by us
         self._told: dict[Place, bytes] = {}  # the MACs that `hops` told, or would
         self._asked_at = self._checked_at = -STALE
+        self._routed_at = time.monotonic()
+        self._rota: list[Address] = []  # whose ways are to be looked at once more
         self._doubted: dict[Address, float] = {}
         self._asking = False
         self._look = self._forget = 0
@@ -137,25 +138,35 @@ class Neighbours:
         self._asking = wait is not None
         if self._is_answered(wanted) and not (wait and self._missing()):
             return self._answer
-        self._wanted = self._ways(wanted)
+        asked = self._answered[0] if self._stands() else set()
+        gone, fresh = asked - wanted, self._ways(wanted - asked)
+        self._wanted = _changed(self._wanted if asked else {}, gone, fresh)
         if self._asking:
             self._release()
             self._ask_for(via for via in self._wanted.values() if self._unkept(via))
             self._await(time.monotonic() + (wait or 0))
         self._told = self._heard_of()
-        self._answer = {
-            address: self._hop(address, via)
-            for address, via in self._wanted.items()
-            if via.place in self._known
-        }
+        if asked and self._stands():
+            self._answer = _changed(self._answer, gone, self._found(fresh))
+        else:
+            self._answer = self._found(self._wanted)
         self._answered = (wanted, self._known, self._look, self._asking)
         return self._answer
 
     def _is_answered(self, wanted: set[Address]) -> bool:
-        """Whether the last answer still is one: the same question, and nothing was read since."""
-        asked, known, look, asking = self._answered
-        same = known is self._known and look == self._look and asking == self._asking
-        return same and asked == wanted
+        return self._stands() and self._answered[0] == wanted
+
+    def _stands(self) -> bool:
+        """Whether the last answer is right as far as it goes: nothing was read since."""
+        _, known, look, asking = self._answered
+        return known is self._known and look == self._look and asking == self._asking
+
+    def _found(self, ways: Mapping[Address, Via]) -> dict[Address, NextHop]:
+        return {
+            address: self._hop(address, via)
+            for address, via in ways.items()
+            if via.place in self._known
+        }
 
     def _hop(self, address: Address, via: Via) -> NextHop:
         """The same object as in the last answer if it says the same."""
@@ -185,7 +196,7 @@ class Neighbours:
                 self._ask(via.place, managed=True)
 
     def _await(self, deadline: float) -> None:
-        while self._missing() and time.monotonic() < deadline:
+        while time.monotonic() < deadline and self._missing():
             time.sleep(POLL)
             self._known = self._neighbours()
 
@@ -218,8 +229,7 @@ class Neighbours:
         if began >= self._checked_at + STALE:
             self._checked_at = began
             heard |= Changed.NEIGHBOURS
-            self._reroute()
-        if heard & Changed.ROUTES:
+        if heard & Changed.ROUTES or self._has_missed_some(began):
             self._routed.clear()
             self._look += 1
             self._forget += 1
@@ -228,14 +238,17 @@ class Neighbours:
             if self._listener:
                 self._listener.rest = SHARE * (time.monotonic() - began)
 
-    def _reroute(self) -> None:
-        """The ways that were taken, once more: events may have been lost."""
-        before = dict(self._routed)
-        self._routed.clear()
-        self._ways(before.keys())
-        if self._routed != before:
-            self._look += 1
-            self._forget += 1
+    def _has_missed_some(self, now: float) -> bool:
+        """Looks at the ways that were taken once more, each after a while: events may have been lost."""
+        share = int(len(self._routed) * (now - self._routed_at) / STALE)
+        if not share or now < self._routed_at + PACE:
+            return False
+        self._routed_at = now
+        self._rota = self._rota or list(self._routed)
+        some, self._rota = self._rota[:share], self._rota[share:]
+        links = self.links()
+        known = (address for address in some if address in self._routed)
+        return any(self._route(address, links) != self._routed[address] for address in known)
 
     def _meet(self, known: dict[Place, Neighbour]) -> None:
         """Of backends' neighbours silence says nothing: only another MAC is news."""
@@ -287,9 +300,9 @@ class Neighbours:
                     continue
                 found = netlink.attributes(answer, _NEIGH.size)
                 mac, managed = found.get(_LLADDR, b""), found.get(_FLAGS_EXT, bytes(4))
-                address = ip_address(found.get(_DST, _NOBODY))
-                if len(mac) == len(NO_MAC) and not address.is_multicast:
-                    known[ifindex, address] = Neighbour(
+                packed = found.get(_DST, _NOBODY)
+                if len(mac) == len(NO_MAC) and not _is_multicast(packed):
+                    known[ifindex, packed] = Neighbour(
                         mac, bool(state & _FIXED), bool(_number(managed) & _MANAGED)
                     )
         return known
@@ -315,9 +328,9 @@ class Neighbours:
         self._tell(place, 0, _USE, managed=managed)
 
     def _tell(self, place: Place, state: int, use: int, *, managed: bool) -> None:
-        ifindex, address = place
-        body = _NEIGH.pack(_FAMILY[address.version], ifindex, state, use, 0)
-        body += netlink.attribute(_DST, address.packed)
+        ifindex, packed = place
+        body = _NEIGH.pack(_FAMILY_OF[len(packed)], ifindex, state, use, 0)
+        body += netlink.attribute(_DST, packed)
         body += netlink.attribute(_FLAGS_EXT, struct.pack("=I", _MANAGED if managed else 0))
         flags = netlink.ACK | netlink.CREATE | netlink.REPLACE
         try:
@@ -363,7 +376,8 @@ def _via(route: bytes, address: Address, links: Mapping[int, Link]) -> Via | Non
         return None
     gateway = found.get(_GATEWAY) or found.get(_VIA, b"")[2:]
     mtu = _number(netlink.attributes(found.get(_METRICS, b""), 0).get(_METRIC_MTU, b""))
-    return Via(link, ip_address(gateway) if gateway else address, min(mtu or link.mtu, link.mtu))
+    whom = ip_address(gateway) if gateway else address
+    return Via(link, whom, min(mtu or link.mtu, link.mtu), (link.index, whom.packed))
 
 
 def _number(value: bytes) -> int:
@@ -376,3 +390,18 @@ def _mac(known: Mapping[Place, Neighbour], place: Place) -> bytes | None:
 
 def _hop(via: Via, known: Neighbour) -> NextHop:
     return NextHop(via.link.index, known.mac, via.link.mac, min(via.mtu, 0xFFFF))
+
+
+def _changed(
+    known: dict[Address, V], gone: Iterable[Address], more: dict[Address, V]
+) -> dict[Address, V]:
+    """A copy: addresses are hashed in Python, and of a copy only a few have to be."""
+    changed = {**known, **more}
+    for address in gone:
+        changed.pop(address, None)
+    return changed
+
+
+def _is_multicast(packed: bytes) -> bool:
+    first = packed[0]
+    return first == 0xFF if len(packed) == 16 else first >> 4 == 0xE  # noqa: PLR2004

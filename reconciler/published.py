@@ -14,7 +14,7 @@ from reconciler import ways
 from reconciler.compile import Desired
 from reconciler.dataplane import State
 from reconciler.drain import NO_NEW
-from reconciler.memo import Memo
+from reconciler.memo import Memo, Same
 from reconciler.model import Backend, Check, CheckType, Config, Pool
 from reconciler.ways import Way
 
@@ -38,6 +38,20 @@ def targets(
     `retained` are lines of backends that the maps keep, and no configuration names.
     """
     memo = memo or Memo()
+    found = (Same(config), Same(desired), instance, health_map, tuple(retained), memo, via)
+    return memo.of(_text, "", *found)
+
+
+def _text(
+    same_config: Same[Config],
+    same_desired: Same[Desired],
+    instance: str,
+    health_map: Path,
+    retained: tuple[str, ...],
+    memo: Memo,
+    via: bool,
+) -> str:
+    config, desired = same_config.value, same_desired.value
     marked = memo.of(_marked, "", config, desired.marks, via)
     pools = [config.pools[name] for name in sorted({key.pool for key in desired.pools.values()})]
     probed = [

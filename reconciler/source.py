@@ -103,7 +103,10 @@ class FileSource:
         return found
 
     def due(self) -> float:
-        return SETTLE / 4 if self._restless_since is not None else float("inf")
+        if self._restless_since is None:
+            return float("inf")
+        left = self._quiet_since + SETTLE - self._clock.monotonic()
+        return min(left, SETTLE / 4) if left > 0 else SETTLE / 4
 
     def start(self, wake: Callable[[], None]) -> None:
         """Looks and hints are all there is."""

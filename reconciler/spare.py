@@ -20,6 +20,7 @@ Health = Mapping[int, abi.Health]
 Services = Mapping[int, abi.Service]
 INDEX = int(abi.IdLayout.INDEX_MASK)
 NEVER: Services = {}
+FORCED_DOWN = int(abi.BackendFlag.FORCED_DOWN)  # plain: arithmetic of enums is slow
 
 
 class Seen(NamedTuple):
@@ -65,7 +66,7 @@ def replaced(
 
 def is_usable(entry: abi.Backend, health: abi.Health | None) -> bool:
     """As the program sees it, the ramp ignored."""
-    if entry.flags & abi.BackendFlag.FORCED_DOWN:
+    if entry.flags & FORCED_DOWN:
         return False
     if entry.flags & abi.BackendFlag.FORCED_UP:
         return True
@@ -101,7 +102,7 @@ def _spare(
     if all(usable):
         return desired.state.tables[ids.index(number)]
     entries = (desired.state.backends[at & INDEX] for at in desired.members[key])
-    whole = tuple(not entry.flags & abi.BackendFlag.FORCED_DOWN for entry in entries)
+    whole = tuple(not entry.flags & FORCED_DOWN for entry in entries)
     return memo.of(_walked, key, desired.tables[key], usable, whole, desired.members[key])
 
 

@@ -5,13 +5,15 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
+from typing import NamedTuple
 
 import pytest
 
 from bpf import abi
 from bpf.kernel import Instance
+from reconciler import neigh
 from reconciler.neigh import Neighbours
 from reconciler.netlink import Changed, Listener
 from tests.support import lab as labs
@@ -269,3 +271,89 @@ def test_a_backend_that_is_sought_and_still_there_is_no_news() -> None:
     finally:
         near.delete()
         far.delete()
+
+
+ROOM = """\
+link add va type veth peer name vb
+link set va up
+link set vb up
+addr add 10.1.0.1/24 dev va
+neigh add 10.1.0.2 lladdr 02:00:00:00:00:02 dev va nud permanent
+neigh add 10.1.0.3 lladdr 02:00:00:00:00:03 dev va nud permanent
+route add 10.2.0.0/24 via 10.1.0.2
+"""
+
+
+class Timepiece(NamedTuple):
+    monotonic: Callable[[], float]
+
+
+@pytest.fixture
+def room() -> Iterator[Namespace]:
+    """Neighbours that are known without anybody being asked."""
+    place = Namespace(f"ek{os.getpid()}room")
+    try:
+        place.sysctl("net.ipv6.conf.default.disable_ipv6=1")
+        place.ip(ROOM)
+        with place.entered():
+            yield place
+    finally:
+        place.delete()
+
+
+def test_a_route_whose_change_nobody_heard_of_is_found_after_a_while(
+    room: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = 0.0
+    monkeypatch.setattr(neigh, "time", Timepiece(lambda: time.monotonic() + later))
+    beyond = [ip_address(f"10.2.0.{n}") for n in range(1, 6)]
+    with Neighbours() as neighbours:
+        neighbours.follow(lambda: None)
+        assert {hop.dmac[-1] for hop in neighbours.hops(beyond).values()} == {2}
+        monkeypatch.setattr(neighbours._listener, "heard", lambda: Changed(0))
+        before = neighbours.changes()
+        room.ip("route replace 10.2.0.0/24 via 10.1.0.3\n")
+        assert neighbours.changes() == before
+        later = neigh.STALE + 1
+        assert neighbours.changes().look > before.look
+        assert {hop.dmac[-1] for hop in neighbours.hops(beyond).values()} == {3}
+
+
+def test_each_way_is_looked_at_once_more_within_ten_seconds_and_a_few_at_a_time(
+    room: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = 0.0
+    monkeypatch.setattr(neigh, "time", Timepiece(lambda: time.monotonic() + later))
+    beyond = [ip_address(f"10.2.0.{n}") for n in range(1, 101)]
+    asked: list[object] = []
+    with Neighbours() as neighbours:
+        neighbours.follow(lambda: None)
+        monkeypatch.setattr(neighbours._listener, "heard", lambda: Changed(0))
+        neighbours.hops(beyond)
+        route = neighbours._route
+        monkeypatch.setattr(neighbours, "_route", lambda a, of: (asked.append(a), route(a, of))[1])
+        for _ in range(8):
+            before, later = len(asked), later + 1.5
+            neighbours.changes()
+            assert len(asked) - before < len(beyond) / 4
+        assert set(asked) == set(beyond)
+
+
+def test_the_answer_to_another_question_is_that_of_who_is_asked_for_the_first_time(
+    room: Namespace,
+) -> None:
+    near, beyond, nobody, far = map(ip_address, ("10.1.0.2", "10.2.0.7", "10.1.0.9", "172.16.0.1"))
+    questions = [
+        {near},
+        {near, beyond},
+        {beyond, far},
+        {beyond, nobody},
+        {far},
+        set(),
+        {near, nobody},
+    ]
+    with Neighbours() as neighbours:
+        neighbours.follow(lambda: None)
+        for question in (*questions, *reversed(questions)):
+            with Neighbours() as fresh:
+                assert neighbours.hops(question, None) == fresh.hops(question, None)

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from bpf import abi
 from reconciler.compile import Surroundings
+from reconciler.dataplane import Where
 from reconciler.look import Live, look
 from reconciler.memo import Memo
 from reconciler.model import Config
@@ -52,6 +53,34 @@ def test_a_look_with_a_memo_sees_what_one_without_sees(
         remembered = look(config, NODE, live, memo=memo)
         assert remembered == anew
         maps.apply(anew.ops if through else anew.ops[: len(anew.ops) // 2])
+
+
+@given(st.lists(configs(), min_size=1, max_size=2), st.integers(0, 3**4), st.booleans())
+def test_what_is_calm_stays_so_whatever_time_passes_and_whoever_has_flows(
+    taken: list[Config], states: int, busy: bool
+) -> None:
+    maps, memo = FakeMaps(), Memo()
+    for config in taken:
+        maps.apply(look(config, NODE, live_of(maps, 1000, states, 1, busy)).ops)
+    for now in (1000, 1001, 1002, 10**6):
+        for flows in (busy, not busy):
+            live = live_of(maps, now, states, 1, flows)
+            assert look(taken[-1], NODE, live, memo=memo) == look(taken[-1], NODE, live)
+
+
+@given(configs())
+def test_one_entry_that_somebody_changes_is_enough_to_look_anew(config: Config) -> None:
+    maps, memo = FakeMaps(), Memo()
+    live = live_of(maps, 1000, 0, 0, busy=False)
+    maps.apply(look(config, NODE, live, allow_removals=True).ops)
+    for where in Where:
+        for _ in range(2):
+            look(config, NODE, live_of(maps, 1000, 0, 0, busy=False), memo=memo)
+        for key in list(maps.content[where])[:1]:
+            kept = maps.content[where].pop(key)
+            live = live_of(maps, 1000, 0, 0, busy=False)
+            assert look(config, NODE, live, memo=memo) == look(config, NODE, live)
+            maps.content[where][key] = kept
 
 
 @given(configs(), configs(), configs())
