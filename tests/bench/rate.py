@@ -21,7 +21,7 @@ from tests.bench.objects import BenchError
 from tests.bench.rate_report import Load, Pair, Series
 from tests.bench.rate_stream import Stream
 from tests.bench.rate_ways import Way
-from tests.bench.rate_wire import Sample, Wire, on_cpus
+from tests.bench.rate_wire import Sample, Wire, first_on
 from tests.bench.report import cpu_model
 
 RESULT = Path("build/bench/rate.json")
@@ -71,7 +71,7 @@ class Bench:
         streams = [s for s in STREAMS if not wanted or any(w in str(s) for w in wanted)]
         pairs = [(stream, way) for stream in streams for way in found]
         series = [Series(str(stream), way.name) for stream, way in pairs]
-        with on_cpus([max(os.sched_getaffinity(0))]):
+        with first_on(max(os.sched_getaffinity(0))):
             for number in range(self._effort.rounds + 1):
                 for (stream, way), one in zip(pairs, series, strict=True):
                     self._say(f"round {number} of {self._effort.rounds}: {stream}, {way.name}")

@@ -10,7 +10,7 @@ from bpf import program
 from bpf.program import Action
 from tests.bench import rate_ways as ways
 from tests.bench.rate_stream import FIRST_PORT, LENGTH, SOURCE, Stream, Towards, raw
-from tests.bench.rate_wire import Wire, on_cpus
+from tests.bench.rate_wire import Wire, first_on
 from tests.support.checksums import problems
 from tests.support.frames import mac
 
@@ -56,7 +56,7 @@ def test_one_flow_is_one_flow(wire: Wire) -> None:
 
 
 def test_every_frame_that_leaves_is_counted_where_it_arrives(wire: Wire) -> None:
-    with ways.redirected(wire) as way, on_cpus([0]):
+    with ways.redirected(wire) as way, first_on(0):
         wire.attach("sink", way.lab.switch, way.sink)
         sample = wire.send(way.entry, Stream("tcp", 1000), 3000)
         assert (sample.arrived, sample.stray) == ((3000, 0), 0)
