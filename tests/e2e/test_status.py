@@ -178,6 +178,22 @@ def test_an_override_takes_effect_on_packets_and_is_shown(balancer: Balancer) ->
     assert balancer.answering() == BOTH
 
 
+def test_an_admin_state_of_the_file_takes_effect_on_packets_and_is_shown(
+    balancer: Balancer,
+) -> None:
+    before = "web1: {address: 10.1.2.101, port: 8080"
+    assert before in CONFIG
+    balancer.config.write_text(CONFIG.replace(before, f"{before}, state: down, reason: new disk"))
+    until(lambda: backends(balancer.status())["web1"]["state"] == "down", what="the new file")
+    assert balancer.answering() == {"web2"}
+    shown = backends(valid(balancer.status()))["web1"]
+    assert (shown["reason"], shown["usable"]) == ("new disk", False)
+    assert "new disk" in balancer.command("status").stdout
+    balancer.config.write_text(CONFIG)
+    until(lambda: backends(balancer.status())["web1"]["state"] == "up", what="the old file")
+    assert balancer.answering() == BOTH
+
+
 def test_an_override_that_is_over_is_let_go_without_anybody_asking(balancer: Balancer) -> None:
     balancer.command("override", "web/web2", "down", "--for", "1h", "--reason", "over soon")
     assert balancer.answering() == {"web1"}
