@@ -51,7 +51,12 @@ def deadline(policy: Drain, before: int, now: int) -> int:
     """When flows end. One that is set already may come nearer, never move away."""
     if policy.then is Then.KEEP:
         return KEPT
-    return before if before == OVER else min(before or KEPT, now + encode.ticks(policy.grace))
+    return before if before == OVER else min(before or KEPT, now + lasting(policy.grace))
+
+
+def lasting(grace: float) -> int:
+    """In ticks, from one that may be nearly over: so one more, or flows had less than they were promised."""
+    return encode.ticks(grace) + 1
 
 
 def is_due(until: int, now: int) -> bool:

@@ -47,6 +47,7 @@ class Soak:
             except TimeoutError as error:
                 self.journal.complain(str(error))
             stage.clients.close()
+            self._say("clients are gone: what is left is looked at")
             for law in laws.broken(stage):
                 self.journal.complain(law)
         return self.account()
@@ -66,8 +67,8 @@ class Soak:
         self._say("everybody comes back")
         chaos.calm()
         stage.await_settled()
-        quiet = threading.Event()
-        quiet.wait(CALM)
+        self._say("everybody is back: now nothing may go wrong")
+        threading.Event().wait(CALM)
 
     def _progress(self) -> str:
         counts = self.journal.counts

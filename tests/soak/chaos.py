@@ -16,6 +16,7 @@ from tests.soak.stage import DAEMONS, Stage
 PAUSE = (0.3, 1.2)  # between two deeds
 AWAY = (1.0, 9.0)  # how long a server is gone, or an override in force
 DEAD = (0.0, 3.0)  # how long a daemon is
+ALIVE = 12.0  # seconds at least between two kills: longer than it takes to look at the maps again
 REST = 300.0  # seconds within which one thing is meddled with three times: five repairs are a fight
 DECK = {
     "edit": 6, "kill server": 2, "stop server": 2, "kill reconciler": 1, "kill healthcheck": 1,
@@ -31,6 +32,7 @@ class Chaos:
         self._deck: list[str] = []
         self._later: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
+        self._killed: dict[str, float] = {}
         self._meddled: list[tuple[float, str]] = []
         self._mending: Callable[[], bool] | None = None
         self._upgrading: subprocess.Popen[str] | None = None
@@ -49,6 +51,7 @@ class Chaos:
                 self._deck.remove(what)
                 self.stage.journal.did(said)
                 return
+        self._deck = []  # nothing of it can be done for now, and may not be for long
 
     def follow_up(self) -> None:
         """Whoever is due back comes back."""
@@ -111,8 +114,9 @@ class Chaos:
         return self._kill("healthcheck")
 
     def _kill(self, daemon: str) -> str:
-        if daemon not in self.stage.daemons:
+        if daemon not in self.stage.daemons or now() < self._killed.get(daemon, 0.0) + ALIVE:
             return ""
+        self._killed[daemon] = now()
         self.stage.kill_daemon(daemon)
         seconds = self._after(DEAD, lambda: self.stage.run_daemon(daemon))
         return f"{daemon} killed for {seconds:.1f} s"

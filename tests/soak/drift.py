@@ -46,7 +46,7 @@ def no_backend(instance: Instance, whim: Random) -> Meddling:
     return Meddling(
         what,
         lambda: instance.maps.backends.put(at, abi.Backend()),
-        lambda: _number(instance, at) != 0,
+        lambda: (pool, host) in members(instance).values(),
         lambda began: consequences.no_backend(what, pool, host, began),
     )
 
@@ -123,6 +123,7 @@ KINDS = (*HARMLESS, no_backend, no_table, no_frontend, no_prefilter, detached)
 
 
 def _some_member(instance: Instance, whim: Random) -> tuple[int, Member]:
+    """One that stays: of who is gone from the file the entry alone tells, and nobody could write it again."""
     return whim.choice(sorted(members(instance).items()))
 
 

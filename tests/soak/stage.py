@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
 from hashlib import sha256
 
@@ -203,18 +204,22 @@ class Stage(Balancer):
         if host in self.lab.servers:
             self.lab.servers[host].send_signal(signal.SIGCONT)
         else:
-            self.serve(self._backend(host))
+            self._serve_again(host)
         self.cured[host] = now()
         self.ill.discard(host)
         self.journal.begin(slots, lambda: self._healthy(host))
 
+    def _serve_again(self, host: str) -> None:
+        """A server opens its ports one after the other: checks may find it up a moment too early."""
+        serving = threading.Event()
+        what = f"{host}'s server opens its ports"
+        self.journal.begin([consequences.unnoticed(what, host, now())], serving.is_set)
+        self.serve(self._backend(host))
+        serving.set()
+
     def _noticed(self, host: str) -> bool:
-        """By whoever has it among its backends; or there is nothing to notice any more."""
-        at_risk = {
-            (pool, host)
-            for pool, members in self.wish.pools.items()
-            if host in members and members[host].state != "down"
-        }
+        """In each pool that has it, those too where the file says down: it may say up a moment later."""
+        at_risk = {(pool, host) for pool, members in self.wish.pools.items() if host in members}
         return at_risk <= self.watch.sight.down or self._healthy(host)
 
     def _healthy(self, host: str) -> bool:
@@ -245,11 +250,11 @@ class Stage(Balancer):
 
     def clear_overrides(self) -> None:
         slots = [consequences.of_slots("an override ends", pool, now()) for pool in wishes.POOLS]
-        clearing = {"over": False}
-        self.journal.begin(slots, lambda: clearing["over"] and self.settled())
+        cleared = threading.Event()
+        self.journal.begin(slots, lambda: cleared.is_set() and self.settled())
         self.expect("override", "--clear", "all")
         self.forced.clear()
-        clearing["over"] = True
+        cleared.set()
 
     def expect(self, *arguments: str) -> None:
         done = self.told(*arguments)

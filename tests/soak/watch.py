@@ -42,8 +42,12 @@ PLACES = _places()
 
 
 def members(instance: kernel.Instance) -> dict[int, Member]:
-    """Which entry is whose; of those that go and are there again, the new one."""
-    entries = [(at, one) for at, one in instance.maps.backends.items() if ids.index(one.id) == at]
+    """Which entry is whose, but for those that drain or are gone from the file."""
+    entries = [
+        (at, one)
+        for at, one in instance.maps.backends.items()
+        if ids.index(one.id) == at and not one.flags & NO_NEW
+    ]
     return {at: found for at, one in entries if (found := _member(one))}
 
 
@@ -78,7 +82,6 @@ class Watch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self.sight = Sight()
-        self.error: BaseException | None = None
 
     def __enter__(self) -> "Watch":
         self.sight = sight(self._instance)
