@@ -18,6 +18,7 @@ ORDER = tuple(Where)
 # old and the new frontends and backends must be found through them.
 _WIDENED = (Where.PREFILTER, Where.REPLIES4, Where.REPLIES6)
 _TAKES_AWAY = abi.BackendFlag.FORCED_DOWN
+_GIVES = abi.BackendFlag.ASSUME_UP | abi.BackendFlag.FORCED_UP
 
 
 def plan(desired: State, actual: State) -> list[Op]:
@@ -78,7 +79,7 @@ def _first(where: Where, wanted: Any, present: Any) -> Any:  # noqa: ANN401 -- a
 def _less_usable(wanted: abi.Backend, present: abi.Backend) -> bool:
     """Whoever takes over for this backend must be there before it stops being chosen."""
     stops = wanted.flags & ~present.flags & _TAKES_AWAY
-    loses = present.flags & ~wanted.flags & abi.BackendFlag.ASSUME_UP
+    loses = present.flags & ~wanted.flags & _GIVES
     return wanted.id == present.id and bool(stops or loses)
 
 

@@ -110,6 +110,12 @@ SCENES = {
         down("a"),
         (),
     ),
+    "no longer forced up, and the service fails open": (
+        file_of(f"a: {A % ''}", "web", ", check: alive", ", fail: closed"),
+        file_of(f"a: {A % ''}", "web", ", check: alive"),
+        (Override("web", "a", Forced.UP, "maintenance", "ops", 0.0, 1.0),),
+        (),
+    ),
     "one let go and another forced": (
         file_of(f"a: {A % ''}, b: {B % ''}", "web"),
         file_of(f"a: {A % ''}, b: {B % ''}", "web"),
