@@ -37,7 +37,7 @@ def entangled(desired: State, actual: State) -> Replaced:
     """What changes while some packets are still on their way out of it."""
     changed_pools = _changed_pools(desired, actual)
     changed_services = _changed_services(desired, actual)
-    pools = _exhausted(desired, actual)
+    pools = _exhausted(desired, actual) | _opened(desired, actual)
     if not changed_pools and not changed_services and not pools:
         return Replaced()
     services: set[int] = set()
@@ -69,6 +69,23 @@ def _exhausted(desired: State, actual: State) -> set[int]:
         for at in _refilled(desired, actual)
         if not any(_is_choosable(desired, number) for number in set(desired.tables.get(at, ())))
     }
+
+
+def _opened(desired: State, actual: State) -> set[int]:
+    """Pools that change while a service of theirs begins to use them whole when no one is up.
+
+    Before, nobody would be chosen from the new table; and whoever is in the old one was not asked for after.
+    """
+    refilled = {actual.pools[at].id for at in _refilled(desired, actual)}
+    opened = (
+        entry
+        for at, entry in actual.services.items()
+        if refilled
+        and entry.flags & abi.ServiceFlag.FAIL_CLOSED
+        and (wanted := desired.services.get(at)) is not None
+        and not wanted.flags & abi.ServiceFlag.FAIL_CLOSED
+    )
+    return {number for entry in opened for number in entry.pools[: entry.pool_count]} & refilled
 
 
 def _is_choosable(desired: State, number: int) -> bool:

@@ -116,6 +116,17 @@ SCENES = {
         (Override("web", "a", Forced.UP, "maintenance", "ops", 0.0, 1.0),),
         (),
     ),
+    "another backend instead of the one forced up, and the service fails open": (
+        file_of(
+            f"a: {A % ', weight: 1'}, b: {B % ', weight: 0'}",
+            "web",
+            ", check: alive",
+            ", fail: closed",
+        ),
+        file_of(f"a: {A % ', weight: 0'}, b: {B % ', weight: 1'}", "web", ", check: alive"),
+        (Override("web", "a", Forced.UP, "maintenance", "ops", 0.0, 1.0),),
+        (),
+    ),
     "one let go and another forced": (
         file_of(f"a: {A % ''}, b: {B % ''}", "web"),
         file_of(f"a: {A % ''}, b: {B % ''}", "web"),
