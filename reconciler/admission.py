@@ -103,7 +103,11 @@ def mix(config: Config, standing: Config, blocked: Blocks) -> tuple[Config, Bloc
             if name in standing.services and not why.frozen
         }
         new = {name: one for name, one in config.services.items() if name not in blocked}
-        waiting = dict(_waiting(config, standing, kept, new))
+        gone = {name: one for name, one in standing.services.items() if name not in blocked}
+        waiting = {
+            **dict(_waiting(config, standing, kept, new)),
+            **dict(_covering(gone, kept, new)),
+        }
         if not waiting:
             break
         blocked = {**blocked, **waiting}
@@ -132,6 +136,25 @@ def _waiting(
         for pool in filter(left.__contains__, service.pools):
             said = f"pools[{pool}] is still used by services[{left[pool]}]"
             yield name, Blocked(name, Why.WAITS, f"{said}, which cannot be applied")
+
+
+def _covering(
+    gone: Mapping[str, Service], kept: Mapping[str, Service], new: Mapping[str, Service]
+) -> Iterator[tuple[str, Blocked]]:
+    """Those who would let go of a port from under an any-port service that stays, which never was to have it."""
+    wide = {
+        (address, port.proto): name
+        for name, service in kept.items()
+        for address, port in _fronts(service)
+        if not port.number
+    }
+    covered = {front for service in new.values() for front in _fronts(service)}
+    for name, service in gone.items():
+        for address, port in _fronts(service):
+            owner = wide.get((address, port.proto))
+            if port.number and owner and (address, port) not in covered:
+                said = f"{address} {port} would fall to services[{owner}]"
+                yield name, Blocked(name, Why.WAITS, f"{said}, which cannot be applied")
 
 
 def _fronts(service: Service) -> Iterator[tuple[Address, Port]]:

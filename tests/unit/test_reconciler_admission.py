@@ -206,3 +206,21 @@ def test_a_broken_record_is_as_good_as_the_last_whole_file(tmp_path: Path) -> No
         found = standing.read(tmp_path)
         assert found is not None
         assert found.config == load(OLD)
+
+
+def test_a_port_does_not_fall_to_an_any_port_service_that_stays() -> None:
+    """Both are to go, and one cannot: what was the other's was never that one's."""
+    wide = 'addresses: [192.0.2.1], ports: ["*/tcp"], pools: [sorry]'
+    old = load(f"{OLD}  wide: {{{wide}}}\n")
+    new = load(
+        OLD[: OLD.index("  shop")]
+        + "  blog: {addresses: [192.0.2.2], ports: [80/tcp], pools: [sorry]}\n"
+    )
+    mixed, blocked = mix(new, old, refused("wide"))
+    assert blocked["shop"].why is Why.WAITS
+    assert "192.0.2.1 80/tcp would fall to services[wide]" in blocked["shop"].message
+    assert mixed.services == old.services
+    covered = load(OLD.replace("shop:", "new:"))
+    mixed, blocked = mix(covered, old, refused("wide"))
+    assert blocked.keys() == {"wide"}, "another has the port now"
+    assert mixed.services.keys() == {"new", "blog", "wide"}
