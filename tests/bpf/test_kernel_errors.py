@@ -19,6 +19,7 @@ from tests.support.instances import (
     small_program,
     unique,
 )
+from tests.support.unit import from_a_readable_place
 
 __all__ = ["small_program"]  # a fixture of this module
 LOAD = """
@@ -67,7 +68,9 @@ def test_the_capabilities_that_it_names_are_enough() -> None:
 
 
 def test_another_user_is_told_to_be_root() -> None:
-    said = loading("setpriv", "--reuid=65534", "--clear-groups", "--regid=65534")
+    user = ("setpriv", "--reuid=65534", "--clear-groups", "--regid=65534")
+    command = from_a_readable_place(user, "-c", LOAD, unique())
+    said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert said.startswith("NotPermitted")
     assert "run it as root" in said
 

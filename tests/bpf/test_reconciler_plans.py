@@ -2,11 +2,9 @@
 
 import json
 import os
-import pwd
 import shutil
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from bpf import abi, mapset
 from bpf.abi import HealthState
 from reconciler.loop import writer
 from tests.support.box import ROOT, Box, boxed, mac_of
+from tests.support.unit import from_a_readable_place
 
 OLD = """\
 apiVersion: evenkeel/v1
@@ -189,13 +188,14 @@ def open_folder() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+
+
 def as_nobody(*arguments: str, ok: int = 0) -> subprocess.CompletedProcess[str]:
-    nobody = pwd.getpwnam("nobody")
+    command = from_a_readable_place(NOBODY, "-m", "reconciler", *arguments)
     done = subprocess.run(
-        [sys.executable, "-m", "reconciler", *arguments],
-        cwd=ROOT, user=nobody.pw_uid, group=nobody.pw_gid, extra_groups=[], text=True,
-        capture_output=True, check=False, timeout=60,
-    )  # fmt: skip
+        command, cwd=ROOT, text=True, capture_output=True, check=False, timeout=60
+    )
     assert done.returncode == ok, done.stderr
     return done
 

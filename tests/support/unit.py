@@ -60,7 +60,7 @@ class Unit:
     def command(self, *arguments: str) -> tuple[str, ...]:
         """The daemon with these, as this unit's user and with its capabilities: no other, and none to be had."""
         places_for_others()
-        return _from_a_readable_place(self._privileges(), "-m", self.daemon, *arguments)
+        return from_a_readable_place(self._privileges(), "-m", self.daemon, *arguments)
 
     def _privileges(self) -> tuple[str, ...]:
         said = {
@@ -111,13 +111,14 @@ def places_for_others() -> None:
         compileall.compile_dir(ROOT / name, quiet=2)
 
 
-def _from_a_readable_place(privileges: tuple[str, ...], *arguments: str) -> tuple[str, ...]:
+def from_a_readable_place(wrapper: tuple[str, ...], *arguments: str) -> tuple[str, ...]:
+    """Python with these arguments, by a wrapper that makes it another user, who has to be able to read the code."""
     if _open_to_others(ROOT):
-        return (*privileges, sys.executable, *arguments)
+        return (*wrapper, sys.executable, *arguments)
     elsewhere = _elsewhere()
     python = elsewhere / Path(sys.executable).relative_to(ROOT)
     mounted = ("unshare", "--mount", "sh", "-c", _MOUNTED, str(ROOT), str(elsewhere))
-    return (*mounted, *privileges, str(python), *arguments)
+    return (*mounted, *wrapper, str(python), *arguments)
 
 
 def _open_to_others(folder: Path) -> bool:
