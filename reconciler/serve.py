@@ -28,6 +28,7 @@ from reconciler.control import Refused, Request, Requests
 from reconciler.status import Status
 
 RETRY = 10.0  # seconds
+UNHEARD = "no status page: %s: %s. Trying again; another address: listen: in node.yaml"
 JOIN = 5.0  # nobody waits longer for the last answers
 LINE = 10.0  # a client may take to say what it wants
 PEER = struct.Struct("iII")  # pid, uid, gid
@@ -105,7 +106,7 @@ class Server:
                     await self._stop.wait()
                 except OSError as error:
                     if said != str(error):
-                        log.error("listen: %s: %s", self._listen, error.strerror)  # noqa: TRY400
+                        log.error(UNHEARD, self._listen, error.strerror)  # noqa: TRY400
                     said = str(error)
                     await asyncio.sleep(RETRY)
         finally:

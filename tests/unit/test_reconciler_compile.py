@@ -298,7 +298,7 @@ def test_a_deadline_is_set_once_and_comes_nearer_only() -> None:
 
 
 def test_a_drain_never_ends_before_its_grace_is_over() -> None:
-    """Begun at the last moment of tick 1000; found by the soak, where 4 s could be 3.2."""
+    """Begun at the last moment of tick 1000: 4 s were 3.2."""
     first = drained(DRAINING.replace("60s", "4s"), State(), 1000)
     assert (first.until - 1001) * encode.TICK >= 4
 
