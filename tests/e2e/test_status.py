@@ -215,7 +215,7 @@ def test_without_a_daemon_an_override_waits_for_the_next_pass(balancer: Balancer
     assert balancer.answering() == {"web2"}
     balancer.stop()
     assert balancer.command("override", "--clear", "all").returncode == 0
-    assert balancer.command("override").stdout == ""
+    assert balancer.command("override").stdout == "no override is in force\n"
     balancer.start()
     assert balancer.answering() == BOTH
 

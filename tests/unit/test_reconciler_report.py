@@ -243,7 +243,7 @@ def test_the_progress_of_drains_is_said_whether_the_file_names_them_or_not() -> 
     maps.apply(view_of(old, maps).ops)
     maps.live = {entry.id & 0xFFFFF: 3 for entry in maps.read().backends.values()}
     said = described(maps, old, new, same=False).drains
-    assert said == ("dns/dns1: 3 live flows, 301 s left", "web/web2: 3 live flows, 301 s left")
+    assert said == ("dns/dns1: 3 live flows, 302 s left", "web/web2: 3 live flows, 302 s left")
     assert f"Drain: {said[0]}" in report_text.text(described(maps, old, new, same=False))
 
 
