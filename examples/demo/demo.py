@@ -2,7 +2,7 @@
 
     demo.py [--fast] [--two-targets]
 
-Tells the story of a service from its first commit on (see story.py), in two or three minutes, then goes on until Ctrl-C.
+Tells the story of a service from its first commit on (see story.py), in a few minutes, then goes on until Ctrl-C.
 With --fast nobody is given time to read, and both stories end by themselves: exit code 0 if everything shown was as
 it should be. Leaves nothing behind.
 """

@@ -88,9 +88,6 @@ class Checked(Balancer):
         until(lambda: set(self.states().values()) == {"up"}, 30, what="all six up")
         until(lambda: self.entry("b1")[1] == self.entry("b5")[1] == 255, 30, what="whole shares")
 
-    def node(self, name: str) -> Any:  # type: ignore[override]
-        return self.lab.backends[int(name[1]) - 1]
-
     def who(self) -> str:
         with Connection(self.lab.client, SERVICE[4], PORT) as connection:
             return connection.get().backend
