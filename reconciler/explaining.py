@@ -82,7 +82,7 @@ def ask(question: Question, world: World, watched: Watched) -> Answer:
     """Both, at the same tick of the clock."""
     for _ in range(ATTEMPTS):
         scene = scene_of(question, world)
-        watched.forget()
+        shadows.forget(watched.shadow)
         flows = dict(world.live.maps.live.items()) if world.live is not None else {}
         shadows.plant(watched.shadow, scene.memory, flows)
         seen = watched.send(question.frame, question.ifindex)

@@ -19,14 +19,14 @@ from reconciler import ids
 from reconciler.likeness import Difference, Outcome, differ
 from reconciler.model import Address, Packet, Proto
 from reconciler.packet.build import FLAGS, SYN, frame
-from reconciler.shadows import FLOWS
+from reconciler.shadows import FLOWS, forget
 
 ACK = FLAGS["ack"]
 BY_CHANCE = (abi.Balance.RANDOM, abi.Balance.LEAST_CONNECTIONS)
-SPORT = 41000
+PORTS = range(1024, 1 << 16)  # of clients that nobody knows
 CLIENTS: dict[int, Address] = {4: ip_address("198.51.100.7"), 6: ip_address("2001:db8:7::1")}
 ELSEWHERE: dict[int, Address] = {4: ip_address("203.0.113.99"), 6: ip_address("2001:db8:f::99")}
-TRIES = 3  # a difference is one only if it stays: the live configuration may change meanwhile
+TRIES = 3  # a difference is one only if it stays
 EXPLAINED = 10
 LEAST = 1024  # entries of a shadow's flow maps
 
@@ -59,6 +59,9 @@ class Sample:
     @property
     def count(self) -> int:
         return sum(map(len, self.flows.values()))
+
+
+NOBODY = Sample({}, {})
 
 
 def sampled(instance: Instance, limit: int) -> Sample:
@@ -108,14 +111,14 @@ class Selftest:
     def compare(self, sample: Sample) -> Compared:
         """First as if no flow were known, then with those that were sampled.
 
-        What chance decides comes last: its flows would be in the way of others.
+        What chance decides is a pass of its own: its flows would be in the way of others.
         """
         fresh = [*self._foreign(), *self._frontends(), *self._clients(sample, SYN, "new")]
         known = [*self._clients(sample, ACK, "known"), *self._replies(sample)]
-        found = self._differences(probe for probe in fresh if not probe.drawn)
-        self._know(sample)
-        found += self._differences(probe for probe in known if not probe.drawn)
-        found += self._differences(probe for probe in (*fresh, *known) if probe.drawn)
+        drawn = [probe for probe in (*fresh, *known) if probe.drawn]
+        found = self._differences([probe for probe in fresh if not probe.drawn], NOBODY)
+        found += self._differences([probe for probe in known if not probe.drawn], sample)
+        found += self._differences(drawn, sample)
         packets = Counter(probe.what.partition(":")[0] for probe in (*fresh, *known))
         return Compared(packets, tuple(found))
 
@@ -124,20 +127,20 @@ class Selftest:
     def _foreign(self) -> Iterator[Probe]:
         """What concerns no service goes to the kernel as it came."""
         for version, address in ELSEWHERE.items():
-            packet = Packet(CLIENTS[version], SPORT, address, 9, Proto.UDP)
+            packet = Packet(CLIENTS[version], PORTS[0], address, 9, Proto.UDP)
             yield Probe(f"no service's: {said(packet)}", frame(packet), self._inside())
         arp = b"\xff" * 6 + bytes(6) + (0x0806).to_bytes(2) + bytes(28)
         yield Probe("no service's: ARP", arp, self._inside())
 
     def _frontends(self) -> Iterator[Probe]:
-        """A client that nobody knows, for each."""
-        for entry in (entry for _, entry in self._live.maps.frontends.items()):
+        """A client that nobody knows, for each another: two of one would want the same return entry."""
+        for at, entry in self._live.maps.frontends.items():
             if not ids.index(entry.id):
                 continue
             octets = bytes(entry.addr.v6)[: 4 if entry.family == 4 else 16]  # noqa: PLR2004
             client, proto = CLIENTS[entry.family], Proto(entry.proto)
-            port = entry.port or SPORT
-            packet = Packet(client, SPORT, ip_address(octets), port, proto)
+            sport = PORTS[at % len(PORTS)]
+            packet = Packet(client, sport, ip_address(octets), entry.port or sport, proto)
             yield self._probe("frontend", packet, entry.id, SYN)
 
     def _clients(self, sample: Sample, flags: int, what: str) -> Iterator[Probe]:
@@ -171,9 +174,10 @@ class Selftest:
         return 1
 
     def _know(self, sample: Sample) -> None:
-        """The sampled flows, and the next hops that they name."""
+        """The sampled flows and no others, and the next hops that they name."""
         live: Any = self._live.maps
         for shadow in self._pair:
+            forget(shadow)
             maps: Any = shadow.maps
             for name in ("hops", "hop_ids"):
                 maps[name].put_many(live[name].items())
@@ -188,23 +192,27 @@ class Selftest:
             raise KernelError("nothing to compare with")
         return self.running, self.new
 
-    def _differences(self, probes: Iterable[Probe]) -> list[Difference]:
-        found: list[Difference] = []
-        for probe in probes:
-            difference = self._difference(probe)
-            if difference is not None:
-                explained = len(found) < EXPLAINED
-                found.append(self._explained(probe, difference) if explained else difference)
-        return found
+    def _differences(self, probes: Sequence[Probe], sample: Sample) -> list[Difference]:
+        """What differs whenever it is sent, each time to shadows that remember only what was sampled.
 
-    def _difference(self, probe: Probe) -> Difference | None:
-        found = None
+        Once may be the live configuration, changed between the two: one has a flow from before.
+        """
+        found: list[tuple[Probe, Difference]] = []
         for _ in range(TRIES):
-            pair = [_outcome(shadow, probe) for shadow in self._pair]
-            found = differ(probe.what, *pair, drawn=probe.drawn)
-            if found is None:
-                return None
-        return found
+            self._know(sample)
+            found = [*self._sent(probes)]
+            if not found:
+                return []
+            probes = [probe for probe, _ in found]
+        first = [self._explained(*one) for one in found[:EXPLAINED]]
+        return first + [difference for _, difference in found[EXPLAINED:]]
+
+    def _sent(self, probes: Iterable[Probe]) -> Iterator[tuple[Probe, Difference]]:
+        for probe in probes:
+            pair = [outcome(shadow, probe) for shadow in self._pair]
+            difference = differ(probe.what, *pair, drawn=probe.drawn)
+            if difference is not None:
+                yield probe, difference
 
     def _explained(self, probe: Probe, difference: Difference) -> Difference:
         """With the backends that the two count it for."""
@@ -217,7 +225,7 @@ def _least(sizes: Sizes, entries: int) -> Sizes:
     return replace(sizes, **dict.fromkeys(FLOWS, entries))
 
 
-def _outcome(shadow: Instance, probe: Probe) -> Outcome:
+def outcome(shadow: Instance, probe: Probe) -> Outcome:
     before = _verdicts(shadow)
     run = shadow.run(probe.frame, ifindex=probe.ifindex)
     after = _verdicts(shadow)

@@ -70,6 +70,15 @@ def _put(target: Any, entries: Mapping[Any, Any]) -> None:  # noqa: ANN401 -- an
     target.put_many(itertools.compress(entries.items(), fits))
 
 
+def forget(shadow: Instance) -> None:
+    """The next packet is the first: none is in its way."""
+    maps: Any = shadow.maps
+    for name in FLOWS:
+        maps[name].delete_many([key for key, _ in maps[name].items()])
+    for name, nothing in (("service_state", abi.ServiceState()), ("live", 0)):
+        maps[name].put_many((at, nothing) for at, _ in maps[name].items())
+
+
 def sizes_for(state: State, flows: int = SMALL) -> Sizes:
     """Room for every index in it, whatever gaps there are."""
     return Sizes(
@@ -120,14 +129,6 @@ class Watched:
             _id(services, service),
             _id(backends, backend),
         )
-
-    def forget(self) -> None:
-        """Each packet is the first: none is in another's way."""
-        for name in FLOWS:
-            flows: Any = self.shadow.maps[name]
-            flows.delete_many([key for key, _ in flows.items()])
-        state = self.shadow.maps.service_state
-        state.put_many((at, abi.ServiceState()) for at, _ in state.items())
 
     def _counted_verdicts(self) -> list[int]:
         cpu = self.shadow.maps.cpus.get(0)

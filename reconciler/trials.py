@@ -52,6 +52,6 @@ def _by_program(
 
 
 def _outcome(watched: Watched, staged: Stage, packet: Packet) -> Outcome:
-    watched.forget()
+    shadows.forget(watched.shadow)
     seen = watched.send(frame(packet), HERE)
     return named(staged, packet, seen.verdict.name.lower(), seen.backend)

@@ -13,6 +13,8 @@ from bpf import abi, mapset
 from bpf.kernel import Instance
 from bpf.pins import ROOT as PINS
 from bpf.pins import locked
+from reconciler import selftest
+from reconciler.likeness import Outcome
 from tests.support import frames
 from tests.support.box import CLIENT, ROOT, WAN_LAN, Box, boxed, mac_of
 from tests.support.instances import REJECTED, compiled
@@ -69,7 +71,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def box(loaded: Box) -> Box:
     """The shipped program, with flows of both families."""
     loaded.write(CONFIG)
-    loaded.run("--once")
+    loaded.run("--once", "--allow-removals")
     loaded.bed.instance.replace(if_changed=True)
     for sport in range(20000, 20012):
         for flags in "SA":
@@ -170,6 +172,61 @@ def test_a_program_that_picks_other_backends_is_refused(box: Box, objects: dict[
         r"new: .*forwarded to web/web(\d) .*new: forwarded to web/web(?!\1)\d", refused.stdout
     )
     assert "known: " not in refused.stdout
+
+
+def test_clients_of_frontends_that_share_backends_are_in_nobodys_way(
+    box: Box, objects: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were they one client, those whom chance chose for one would decide who is left for the next."""
+    numbers = range(101, 117)
+    for number in numbers:
+        box.neighbour(f"10.1.2.{number}", mac_of(number))
+    backends = {f"b{number}": {"address": f"10.1.2.{number}"} for number in numbers}
+    addresses = [f"192.0.2.{number}" for number in range(20, 36)]
+    box.write(
+        CONFIG.replace(
+            "services:",
+            f"""\
+  own: {json.dumps({"backends": backends})}
+services:
+  dns: {{addresses: {json.dumps(addresses)}, ports: [53/udp], pools: [own], balance: {{method: random}}}}
+""",
+        )
+    )
+    box.run("--once")
+    ask, verdicts = selftest.outcome, set()
+
+    def outcome(shadow: Instance, probe: selftest.Probe) -> Outcome:
+        found = ask(shadow, probe)
+        if probe.what.startswith("frontend"):
+            verdicts.add(found.verdict)
+        return found
+
+    monkeypatch.setattr(selftest, "outcome", outcome)
+    done = box.run("upgrade", "--dry-run", "--object", str(objects["same"]))
+    assert verdicts == {"forwarded"}
+    assert "no difference in verdict, backend or bytes" in done.stdout
+
+
+def test_a_commit_between_the_two_programs_makes_no_difference(
+    box: Box, objects: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would go on with the flow that it has begun by then."""
+    ask, drained = selftest.outcome, []
+
+    def outcome(shadow: Instance, probe: selftest.Probe) -> Outcome:
+        found = ask(shadow, probe)
+        if "53/udp" in probe.what and not drained:
+            address = f"10.1.2.{found.place[-1]}"
+            box.write(CONFIG.replace(address, f"{address}, state: drain"))
+            drained.append(address)
+            box.run("--once")
+        return found
+
+    monkeypatch.setattr(selftest, "outcome", outcome)
+    done = box.run("upgrade", "--dry-run", "--object", str(objects["same"]))
+    assert drained
+    assert "no difference in verdict, backend or bytes" in done.stdout
 
 
 def test_what_the_verifier_refuses_changes_nothing_and_its_words_are_shown(
