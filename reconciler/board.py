@@ -3,7 +3,8 @@
 import time
 
 from reconciler.facts import Facts
-from reconciler.status import Status, build
+from reconciler.stating import build
+from reconciler.status import Status
 
 SILENCE = 60.0  # seconds: a loop that was not seen for so long hangs
 

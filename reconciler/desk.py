@@ -19,7 +19,7 @@ from reconciler.model import Config
 from reconciler.observer import Observer
 from reconciler.orders import Orders
 from reconciler.overrides import Overrides
-from reconciler.status import build_conditions
+from reconciler.stating import build_conditions
 
 TICK = 1.0  # seconds: how long a change may go unnoticed when no event told of it
 POLL = 0.05  # the same while somebody waits

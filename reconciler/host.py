@@ -25,9 +25,9 @@ from pyroute2.netlink.generic import GenericNetlinkSocket
 from bpf import errors, link, pins, program
 from bpf.kernel import Instance, KernelError, Mode, NotLoaded
 from bpf.via import Via
-from reconciler.doctor import Device, Facts, Reach
 from reconciler.model import Config, Node
 from reconciler.neigh import Neighbours
+from reconciler.symptoms import Device, Facts, Reach
 
 SYSCTL = Path("/proc/sys")
 FEATURES = ("rx-lro", "rx-gro", "rx-gro-hw", "rx-vlan-hw-parse")

@@ -7,8 +7,8 @@ every way in which that happens is looked for here, and then the weights are rec
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from reconciler.doctor import Finding, note, warning
 from reconciler.model import Address, Config, Forward
+from reconciler.symptoms import Finding, note, warning
 from reconciler.weighing import OWNER, Instance, Script, Setup, Signal
 
 SCRIPT = "/usr/libexec/evenkeel/evenkeel-check"

@@ -11,12 +11,13 @@ from bpf.kernel import KernelError
 from reconciler import config as configuration
 from reconciler import host, pairhost, pairing
 from reconciler.commands import Commands, add_place, run_dir
-from reconciler.doctor import Finding, Level, findings, in_order
+from reconciler.doctor import findings, in_order
 from reconciler.keepalived import Malformed
 from reconciler.loop import Place, applied
 from reconciler.problems import Rejected
 from reconciler.start import node_of
 from reconciler.start import text as text_of
+from reconciler.symptoms import Finding, Level
 
 WELL, CANNOT_LOOK, FOUND = 0, 1, 2
 EXAMPLES = """\

@@ -26,7 +26,7 @@ from reconciler.observer import NAME, kept, kept_short, past, suspends
 from reconciler.overrides import Overrides, Unusable, in_force
 from reconciler.overriding import OverrideFile
 from reconciler.roster import Roster
-from reconciler.status import build
+from reconciler.stating import build
 
 CLEAR = "\033[H\033[J"
 EVERY = 1.0

@@ -29,7 +29,7 @@ from reconciler.overrides import Forced, Override
 from reconciler.parts import PoolKey, parts_of
 from reconciler.rates import Count, Reading, Tally
 from reconciler.roster import Roster
-from reconciler.status import build
+from reconciler.stating import build
 from reconciler.table import Fill
 from reconciler.vrrp import Role, Vrrp
 from reconciler.vrrp import State as RoleState

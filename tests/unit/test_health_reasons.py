@@ -11,7 +11,7 @@ from healthcheck.exchange import Reason, Result
 from healthcheck.health import Outcome, State
 from reconciler import metrics
 from reconciler.healthfile import parse
-from reconciler.status import build
+from reconciler.stating import build
 from tests.support.exposition import samples
 from tests.support.health import a_fleet, backend, check
 from tests.support.lab import ROOT

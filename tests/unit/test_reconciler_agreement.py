@@ -19,7 +19,7 @@ from reconciler.control import Requests
 from reconciler.model import PeerNode
 from reconciler.peers import OFTEN, Peers, pace
 from reconciler.serve import Server
-from reconciler.status import build
+from reconciler.stating import build
 from tests.support.lab import ROOT
 from tests.support.ports import free
 from tests.support.statuses import facts

@@ -8,8 +8,9 @@ import pytest
 
 from reconciler import config as configuration
 from reconciler.commands.doctor import document, text
-from reconciler.doctor import Device, Facts, Finding, Level, Reach, findings
+from reconciler.doctor import findings
 from reconciler.model import Config, Node
+from reconciler.symptoms import Device, Facts, Finding, Level, Reach
 
 NODE = Node({"wan": "auto", "lan": "auto"})
 FULLNAT = replace(NODE, nat_source={4: ip_address("10.1.2.2")})

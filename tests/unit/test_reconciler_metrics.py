@@ -11,7 +11,7 @@ from bpf.abi import Verdict
 from reconciler import metrics
 from reconciler.conditions import Type
 from reconciler.facts import Facts
-from reconciler.status import build
+from reconciler.stating import build
 from tests.support.exposition import names, samples
 from tests.support.lab import ROOT
 from tests.support.statuses import facts, without_readings

@@ -15,7 +15,7 @@ from reconciler.headline import has_started, headline
 from reconciler.portrait import EMPTY, portrait
 from reconciler.rates import Count, Rate, Reading, Window, rate
 from reconciler.shortage import follow as follow_short
-from reconciler.status import build
+from reconciler.stating import build
 from reconciler.table import Slots
 from reconciler.vrrp import Vrrp
 from tests.support.lab import ROOT
