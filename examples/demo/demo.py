@@ -13,12 +13,14 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import Callable
+from types import FrameType
 
 import board
 from stage import ADDRESS, Stage, Unexpected, expect
 from story import quickstart
 
 from bpf import kernel
+from tests.support.lab import clean, leftovers
 
 CURLS = 40
 
@@ -46,6 +48,14 @@ def curl(stage: Stage) -> str:
     return stage.names[backend.addresses[4]]
 
 
+def taken_down(number: int, _frame: FrameType | None) -> None:
+    if number == signal.SIGHUP:  # the terminal is gone: words to it would be errors
+        nobody = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nobody, sys.stdout.fileno())
+        os.dup2(nobody, sys.stderr.fileno())
+    sys.exit(1)
+
+
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument(
@@ -55,7 +65,11 @@ def main() -> int:
     options = arguments.parse_args()
     if os.geteuid() != 0:
         raise SystemExit("demo: namespaces and BPF need root: sudo make demo")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, taken_down)
+    if left := leftovers():
+        print("a demo or test was killed before: removing what it left:", *left, flush=True)
+        clean(left)
     stories: list[Callable[..., None]] = [quickstart, two_targets]
     if options.two_targets or not options.fast:
         stories = [two_targets if options.two_targets else quickstart]

@@ -59,7 +59,24 @@ def test_ctrl_c_takes_it_down() -> None:
     assert left_by(process) == []
 
 
-def _read_until(process: subprocess.Popen[str], words: str) -> None:
+def test_a_closed_terminal_takes_it_down_and_the_next_removes_what_a_killed_one_left() -> None:
+    with demo("--two-targets") as process:
+        until(lambda: left_by(process), 30, what="the lab")
+        process.kill()
+    killed = process
+    assert left_by(killed) != []
+    with demo("--two-targets") as process:
+        assert f"ek{killed.pid}n" in _read_until(process, "removing what it left")
+        _read_until(process, "half of them each")
+        assert left_by(killed) == []
+        assert process.stdout is not None
+        process.stdout.close()
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 1
+    assert left_by(process) == []
+
+
+def _read_until(process: subprocess.Popen[str], words: str) -> str:
     assert process.stdout is not None
     said = ""
     while words not in said:
@@ -67,3 +84,4 @@ def _read_until(process: subprocess.Popen[str], words: str) -> None:
         line = process.stdout.readline()
         assert line, said
         said += line
+    return said

@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -26,6 +27,7 @@ from tests.support.namespace import Namespace, run
 
 ROOT = Path(__file__).parents[2]
 BPFFS = Path("/sys/fs/bpf/evenkeel")
+RUN_DIR = Path("/run/evenkeel")
 
 CLIENT = {4: "10.1.1.2", 6: "fd01:1::2"}
 BALANCER = {4: "10.1.2.1", 6: "fd01:2::1"}  # on the backends' side: where tunnels and fullnat start
@@ -241,13 +243,9 @@ def decap_object() -> Path:
 
 
 def leftovers() -> list[str]:
-    """Namespaces and pinned instances of labs whose process is gone."""
-    names = [
-        path.name
-        for folder in (namespace.FOLDER, BPFFS)
-        if folder.is_dir()
-        for path in folder.iterdir()
-    ]
+    """Namespaces, pinned instances and folders of labs whose process is gone."""
+    folders = (namespace.FOLDER, BPFFS, *_folders())
+    names = [path.name for folder in folders if folder.is_dir() for path in folder.iterdir()]
     return sorted({name for name in names if _is_orphan(name)})
 
 
@@ -261,7 +259,12 @@ def clean(names: Iterable[str]) -> None:
         if (namespace.FOLDER / name).exists():
             namespace.kill_everything_in(name)
             run("ip", "netns", "delete", name)
-        shutil.rmtree(BPFFS / name, ignore_errors=True)
+        for folder in (BPFFS, *_folders()):
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _folders() -> tuple[Path, ...]:
+    return RUN_DIR, Path(tempfile.gettempdir())
 
 
 if __name__ == "__main__":
