@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bpf import mapset, program, record
+from bpf import mapset, pins, program, record
 from bpf.abi import Abi, Meta
 from bpf.errors import AbiMismatch, KernelError, NotLoaded
 from bpf.maps import Map
@@ -50,10 +50,12 @@ def adopted(home: Pins, *, read_only: bool) -> tuple[Loaded, Maps]:
 def programs(home: Pins, *, read_only: bool) -> Loaded:
     main = open_pin(home.program, read_only=read_only)
     if main is None:
-        raise NotLoaded(
-            f"instance {home.directory.name}: nothing is loaded ({home.program} is not there);"
-            " the reconciler loads it when it starts"
+        why = (
+            f"({home.program} is not there); the reconciler loads it when it starts"
+            if pins.is_mounted()
+            else f"that could be seen here: {pins.BPFFS} is no BPF file system in this mount namespace"
         )
+        raise NotLoaded(f"instance {home.directory.name}: nothing is loaded {why}")
     sweep = open_pin(home.sweep, read_only=read_only)
     return Loaded(main, -1 if sweep is None else sweep, {})
 

@@ -96,6 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments.parse_args(argv)
     if options.output and not options.once:
         arguments.error("--output goes with --once: otherwise nothing is printed but the log")
+    if options.command and options.once:
+        arguments.error(f"{options.command} is one round already: leave --once away")
     if not options.instance or "/" in options.instance or options.instance.startswith("."):
         arguments.error(f"--instance {options.instance!r}: a name, not a path")
     run_dir: Path = options.run_dir or RUN_DIR / options.instance

@@ -83,8 +83,16 @@ def read(text: str) -> Document:
         return reader.document()
     except yaml.MarkedYAMLError as error:
         return Document(None, (*reader.problems, _syntax(error)))
-    except yaml.YAMLError as error:
-        return _refused(str(error).splitlines()[0])
+    except yaml.reader.ReaderError as error:
+        return Document(None, (_unacceptable(text, chr(error.character)),))
+
+
+def _unacceptable(text: str, character: str) -> Problem:
+    """The parser's own position is in bytes, or in characters, as it was built."""
+    lines = text[: text.index(character)].split("\n")
+    place = Mark(len(lines), len(lines[-1]) + 1)
+    code = f"\\x{ord(character):02x}" if ord(character) < 256 else f"\\u{ord(character):04x}"  # noqa: PLR2004
+    return Problem(place, f"character {code} may not be in YAML", f'as text it is "{code}"')
 
 
 def _refused(message: str) -> Document:

@@ -31,6 +31,7 @@ from tests.support.lab import ROOT
 from tests.support.repository import Repository
 from tests.support.wait import until
 
+HIDDEN = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /sys/fs/bpf; exec "$@"', "sh")
 SCHEMA = json.loads((ROOT / "schemas/status.schema.json").read_text())
 BOTH = {"web1", "web2"}
 
@@ -304,13 +305,22 @@ def test_a_suspension_is_loud_until_it_ends(balancer: Balancer) -> None:
     assert balancer.status()["applied"]["generation"] == generation + 1
 
 
-def test_where_nothing_is_loaded_status_says_so(balancer: Balancer) -> None:
+@pytest.mark.parametrize(
+    ("where", "why"),
+    [
+        ((), "program is not there); the reconciler loads it when it starts"),
+        (HIDDEN, "/sys/fs/bpf is no BPF file system in this mount namespace"),
+    ],
+    ids=["never loaded", "not to be seen"],
+)
+def test_where_nothing_is_loaded_status_says_so(where: tuple[str, ...], why: str) -> None:
     elsewhere = subprocess.run(
-        (sys.executable, "-m", "reconciler", "status", "--instance", f"{balancer.name}x"),
+        (*where, sys.executable, "-m", "reconciler", "status", "--instance", "nobodys"),
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert elsewhere.returncode == 1
     assert "nothing is loaded" in elsewhere.stderr
+    assert why in elsewhere.stderr
 
 
 def test_a_daemon_that_stops_lets_waiting_clients_go(balancer: Balancer) -> None:

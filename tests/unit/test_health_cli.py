@@ -81,7 +81,13 @@ def test_a_file_that_cannot_be_used_is_an_own_error(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--wrong"], ["--output", "json"], ["--once", "--output", "xml"], ["--instance", "../x"]],
+    [
+        ["--wrong"],
+        ["--output", "json"],
+        ["--once", "--output", "xml"],
+        ["--instance", "../x"],
+        ["--once", "probe", "tcp://127.0.0.1:9"],
+    ],
 )
 def test_usage_errors_exit_64(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:

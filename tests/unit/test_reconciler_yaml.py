@@ -29,7 +29,9 @@ def test_knows_where_keys_and_values_are() -> None:
         ("a: [1\nb: 2\n", (2, 2), "not valid YAML: "),
         ("", (1, 1), "the file is empty"),
         ("# only this\n", (1, 1), "the file is empty"),
-        ("a: \x01\n", (1, 1), ""),
+        ("ü: 1\na: \x01\n", (2, 4), "character \\x01 may not be in YAML"),
+        ("ü: \0", (1, 4), "character \\x00 may not be in YAML"),
+        ("a: \ufffe", (1, 4), "character \\ufffe may not be in YAML"),
     ],
 )
 def test_refuses(text: str, place: tuple[int, int], message: str) -> None:
