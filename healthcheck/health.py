@@ -58,6 +58,7 @@ class Health:
 
     state: State = State.UNKNOWN
     contrary: int = 0  # results in a row that disagree with `state`
+    leaning: State = State.UNKNOWN  # one that returns has to prove either: what these results say
     relapses: int = 0  # falls in a row that came before the rise had settled
     unsettled: int = 0  # good answers still to come until the rise counts as lasting
 
@@ -69,12 +70,16 @@ class Health:
         seen = State.UP if outcome is Outcome.PASS else State.DOWN
         if seen is self.state:
             return self._confirmed()
+        if self.leaning not in (State.UNKNOWN, seen):
+            return replace(self, leaning=seen, contrary=0).after(outcome, thresholds)
         if outcome is Outcome.OUT or self.contrary + 1 >= self.needed(thresholds):
             return self._turned(seen, thresholds)
         return replace(self, contrary=self.contrary + 1)
 
     def needed(self, thresholds: Thresholds) -> int:
         """How many contrary results in a row end this verdict. Whoever falls again and again has to prove more."""
+        if self.leaning is not State.UNKNOWN:
+            return thresholds.rise if self.leaning is State.UP else thresholds.fall
         needed = thresholds.to_leave(self.state)
         return needed << self.relapses if self.state is State.DOWN else needed
 
@@ -85,7 +90,7 @@ class Health:
 
     def redefined(self) -> "Health":
         """The verdict holds under a new definition; what was counted under the old one does not."""
-        return Health(self.state)
+        return Health(self.state, leaning=self.leaning)
 
     def doubted(self, thresholds: Thresholds) -> "Health":
         """A verdict from long ago: it holds, and the first contrary result ends it."""
@@ -113,12 +118,18 @@ def after_all(health: Health, outcomes: Iterable[Outcome], thresholds: Threshold
 
 
 _BELOW, _UNJUDGED = Health(State.DOWN), Health(State.UNKNOWN)
+_RETURNING = Health(State.UNKNOWN, leaning=State.DOWN)
 
 
-def first(pool: Iterable[State], *, assumed_up: bool) -> Health:
-    """A backend that nobody has judged. It joins a serving pool from below; a new service may start with one success."""
-    serving = State.UP in pool
-    return _BELOW if serving and not assumed_up else _UNJUDGED
+def first(pool: Iterable[State], *, assumed_up: bool, returns: bool) -> Health:
+    """A backend that nobody has judged. It joins a serving pool from below; a new service may start with one success.
+
+    One that `returns` may have flows from before, which a verdict of down would move: it has to rise for
+    new ones, and to fall before it loses the old.
+    """
+    if State.UP not in pool or assumed_up:
+        return _UNJUDGED
+    return _RETURNING if returns else _BELOW
 
 
 def ramp(elapsed: float, over: float, start: int = 0) -> int:

@@ -139,8 +139,9 @@ class Adoption:
             states.setdefault(member.backend.pool, set()).add(member.health.state)
         for member in members:
             if member.health.state is State.UNKNOWN and member.last is None:
-                pool = states[member.backend.pool]
-                member.health = first(pool, assumed_up=member.backend.assumed_up)
+                pool, returns = states[member.backend.pool], member.backend.id in self._recorded
+                assumed_up = member.backend.assumed_up
+                member.health = first(pool, assumed_up=assumed_up, returns=returns)
         return members
 
     def _member(self, backend: Backend) -> Member:
@@ -188,5 +189,6 @@ def difference(members: Iterable[Member], recorded: Mapping[int, Verdict]) -> di
     """
     known = {member.backend.id: member.verdict for member in members}
     wrong = {id_: said for id_, said in known.items() if recorded.get(id_, NOTHING) != said}
-    gone = dict.fromkeys(recorded.keys() - known.keys(), NOTHING)
+    judged = {id_ for id_, said in recorded.items() if said.state is not State.UNKNOWN}
+    gone = dict.fromkeys(judged - known.keys(), NOTHING)
     return gone | wrong  # in this order: an index may have passed from one to the other

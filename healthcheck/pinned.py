@@ -34,7 +34,8 @@ class PinnedVerdicts:
             entry.id: Verdict(_FROM_KERNEL.get(entry.state, State.UNKNOWN), entry.ramp)
             for _, entry in entries
         }
-        return {id_: one for id_, one in said.items() if id_ and one.state is not State.UNKNOWN}
+        said.pop(0, None)  # of nobody
+        return said
 
     def write(self, verdicts: Iterable[tuple[int, Verdict]]) -> None:
         try:

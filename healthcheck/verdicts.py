@@ -20,7 +20,7 @@ class VerdictsError(Exception):
 
 class Verdicts(Protocol):
     def read(self) -> dict[int, Verdict]:
-        """What the map says, by backend id; only of backends that it has a verdict on."""
+        """What the map says, by backend id: of those too that it has no verdict on any more."""
 
     def write(self, verdicts: Iterable[tuple[int, Verdict]]) -> None:
         """All in one batch."""

@@ -242,6 +242,31 @@ def test_a_backend_that_comes_and_goes_at_the_panic_share_does_not_move_clients(
     alive(*WEB)
 
 
+def test_one_that_is_removed_and_returns_keeps_its_connections(balancer: Checked) -> None:
+    balancer.all_up()
+    whole = balancer.config.read_text().replace("    down-flows: keep\n", "")
+    balancer.config.write_text(whole)
+    with contextlib.ExitStack() as stack:
+        flows = [
+            stack.enter_context(Connection(balancer.lab.client, SERVICE[4], PORT))
+            for _ in range(30)
+        ]
+        old = next(flow for flow in flows if flow.get().backend == "b2")
+        balancer.config.write_text(
+            "".join(line for line in whole.splitlines(keepends=True) if " b2:" not in line)
+        )
+        until(lambda: "b2" not in balancer.report(), 20, what="b2 to be gone from the checks")
+
+        balancer.config.write_text(whole)
+
+        def served_and_up() -> bool:
+            assert old.get().backend == "b2"
+            return balancer.states().get("b2") == "up"
+
+        until(served_and_up, 20, interval=0.01, what="b2 up again")
+        assert old.get().backend == "b2"
+
+
 def test_all_die_and_the_next_pool_serves_then_the_first_whole(balancer: Checked) -> None:
     balancer.all_up()
     for backend in balancer.lab.backends[:5]:

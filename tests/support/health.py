@@ -80,8 +80,9 @@ class MapInMemory:
     ramps: dict[int, int] = field(default_factory=dict)
 
     def read(self) -> dict[int, Verdict]:
-        known = {id_: state for id_, state in self.states.items() if state is not State.UNKNOWN}
-        return {id_: Verdict(state, self.ramps.get(id_, FULL)) for id_, state in known.items()}
+        return {
+            id_: Verdict(state, self.ramps.get(id_, FULL)) for id_, state in self.states.items()
+        }
 
     def write(self, verdicts: Iterable[tuple[int, Verdict]]) -> None:
         if self.broken:

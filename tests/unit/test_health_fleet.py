@@ -240,6 +240,43 @@ def test_where_nothing_serves_one_success_is_enough(states: dict[int, State]) ->
         assert fleet.state("web/web2") is UP
 
 
+def removed_and_back(fleet: LabFleet) -> None:
+    redefine(fleet, backend(1))
+    redefine(fleet, backend(1), backend(2, 81))
+
+
+def test_one_that_returns_is_not_down_before_it_has_fallen_since_it_may_still_have_flows() -> None:
+    with a_fleet(backend(1), backend(2, 81), states={1: UP, 2: UP}) as (fleet, health_map):
+        removed_and_back(fleet)
+        assert health_map.batches == [{2: UNKNOWN}]
+        for result in (FAIL, FAIL, PASS, FAIL, FAIL):
+            fleet.hear(result, name="web/web2")
+        assert health_map.batches == [{2: UNKNOWN}]
+        fleet.hear(FAIL, name="web/web2")
+        assert health_map.batches == [{2: UNKNOWN}, {2: DOWN}]
+
+
+def test_one_that_returns_gets_new_flows_when_it_has_risen() -> None:
+    with a_fleet(backend(1), backend(2, 81), states={1: UP, 2: DOWN}) as (fleet, health_map):
+        removed_and_back(fleet)
+        for result in (PASS, FAIL, PASS):
+            fleet.hear(result, name="web/web2")
+        assert fleet.state("web/web2") is UNKNOWN
+        fleet.hear(PASS, name="web/web2")
+        assert health_map.batches == [{2: UNKNOWN}, {2: UP}]
+
+
+def test_one_that_returns_counts_anew_under_another_definition_and_still_has_to_fall() -> None:
+    with a_fleet(backend(1), backend(2, 81), states={1: UP, 2: UP}) as (fleet, _):
+        removed_and_back(fleet)
+        fleet.hear(FAIL, name="web/web2")
+        redefine(fleet, backend(1), backend(2, 81, check=check("http", fall=2)))
+        fleet.hear(FAIL, name="web/web2")
+        assert fleet.state("web/web2") is UNKNOWN
+        fleet.hear(FAIL, name="web/web2")
+        assert fleet.state("web/web2") is DOWN
+
+
 def test_what_is_assumed_to_be_up_is_not_taken_down_unheard() -> None:
     with a_fleet(backend(1), states={1: UP}) as (fleet, health_map):
         redefine(fleet, backend(1), backend(2, 81, assumed_up=True))
