@@ -1,28 +1,20 @@
-"""From one map into another of the same shape and another size, as bytes.
+"""From one map into another of the same shape and another size, as bytes, a batch at a time.
 
-First everything, while packets still write the source; then, when they do not any
-more, what came in between. Which maps those are is not decided here.
+Everything at once, as it is: of maps that packets write meanwhile `carrying` knows more.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 from array import array
 from ctypes import byref, c_uint32
 from typing import Any
 
-from bpf import errors, libbpf, mapset
+from bpf import errors, libbpf
 from bpf.errors import KernelError
 from bpf.maps import Buffer, Map, PerCpuMap, occupied
 from bpf.mapset import AnyMap
 from bpf.tables import TableMap, open_pin
-
-FLOWS = ("flows4", "flows6")
-WITH_HOPS = ("returns4", "returns6", "opening4", "opening6")  # their flows name a next hop
-# Once packets do not write the source any more, these may hold what the target lacks.
-LATE = (*FLOWS, *WITH_HOPS, "health")
-
 
 Batch = tuple[Buffer, Buffer]  # keys and values
 
@@ -41,7 +33,7 @@ def copy(source: AnyMap, target: AnyMap) -> None:
     assert isinstance(source, Map)  # noqa: S101 -- the same kind
     assert isinstance(target, Map)  # noqa: S101
     each = source.stride * source.cpus if isinstance(source, PerCpuMap) else source.value_size
-    for keys, values, count in source._batches(each):  # noqa: SLF001 -- the same package's
+    for keys, values, count in source.batches(each):
         fits = _fitting(source, target, (keys, values), each, count)
         write(target, keys, values, fits)
 
@@ -90,59 +82,3 @@ def _put_table(target: TableMap, index: int, path: Any) -> None:  # noqa: ANN401
         target.outer.put(index, fd)
     finally:
         os.close(fd)
-
-
-# ---- what came in between
-
-
-def catch_up(name: str, source: Map[Any, Any], target: Map[Any, Any], hops: Hops) -> int:
-    """Entries that the target lacks, or has older; how many."""
-    there = dict(_pairs(target))
-    late = [
-        (key, value)
-        for key, value in _pairs(source)
-        if there.get(key) != value and _is_later(name, value, there.get(key))
-    ]
-    if name in WITH_HOPS:
-        late = [(key, hops.renamed(name, value)) for key, value in late]
-    if late:
-        keys = _buffer(b"".join(key for key, _ in late))
-        values = _buffer(b"".join(value for _, value in late))
-        write(target, keys, values, len(late))
-    return len(late)
-
-
-def _pairs(source: Map[Any, Any]) -> list[tuple[bytes, bytes]]:
-    size = source.key.size
-    return [(record[:size], record[size:]) for record in source.records(source.raw())]
-
-
-def _is_later(name: str, value: bytes, known: bytes | None) -> bool:
-    """Of a flow the one that was seen last; where both saw it at once, the source's."""
-    if known is None or name == "health":
-        return True
-    return bool(_flow(name, value).seen >= _flow(name, known).seen)
-
-
-def _flow(name: str, value: bytes) -> Any:  # noqa: ANN401 -- a flow, bare or in an entry
-    entry = mapset.types(name)[1].from_bytes(value)
-    return entry if name in FLOWS else entry.flow
-
-
-class Hops:
-    """Numbers of next hops, which two maps may have dealt differently since they were equal."""
-
-    def __init__(self, source: Map[Any, Any], target: Map[Any, Any]) -> None:
-        self._source, self._target = source, target
-
-    def renamed(self, name: str, value: bytes) -> bytes:
-        """Without the number where it means another hop there: it is looked up again."""
-        entry = mapset.types(name)[1].from_bytes(value)
-        number = entry.flow.hop
-        if number and self._source.get(number) != self._target.get(number):
-            entry.flow.hop = 0
-        return bytes(entry)
-
-
-def _buffer(data: bytes) -> Any:  # noqa: ANN401
-    return (ctypes.c_char * len(data)).from_buffer_copy(data)

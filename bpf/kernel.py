@@ -8,16 +8,16 @@ process left is adopted or completed, never recreated behind traffic's back.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from bpf import adopting, link, mapset, pins, program, record, replacing, resizing, sweeping, via
-from bpf.abi import Abi, Limit, Meta, Sweep
+from bpf.abi import Abi, Meta, Sweep
 from bpf.adopting import Version, open_map
+from bpf.clock import now_tick
 from bpf.errors import (
     AbiMismatch,
     Busy,
@@ -30,7 +30,7 @@ from bpf.errors import (
 from bpf.link import Attachment, Mode
 from bpf.maps import Map, PerCpuMap
 from bpf.mapset import Maps, Sizes
-from bpf.pins import Pins, instances, preceding
+from bpf.pins import Pins, instances, preceding, unheard
 from bpf.program import Action, Loaded, ProgramInfo, Run, default_object
 from bpf.tables import TableMap, pin
 
@@ -59,15 +59,10 @@ __all__ = [
     "now_tick",
     "open_map",
     "teardown",
+    "unheard",
 ]
 
 Log = Callable[[str], None]
-MONOTONIC_COARSE = 6  # Linux's number; Python has no name for it
-
-
-def now_tick() -> int:
-    """The program's clock: coarse, monotonic, about one second a tick."""
-    return time.clock_gettime_ns(MONOTONIC_COARSE) >> Limit.TICK_SHIFT
 
 
 class Instance:
@@ -91,14 +86,18 @@ class Instance:
         *,
         object_path: Path | None = None,
         log: Log | None = None,
+        working: Callable[[], None] = unheard,
     ) -> Instance:
-        """Adopt what is pinned, as large as it is; else load the object and pin everything, in one step."""
+        """Adopt what is pinned, as large as it is; else load the object and pin everything, in one step.
+
+        `working` is called while another process has the lock, and while what one left is completed.
+        """
         home = Pins.of(name)
-        with pins.locked():
+        with pins.locked(working):
             pins.remove_leftovers()
             if not home.exists:
                 _build(home, sizes, object_path or default_object(), log)
-            _complete(home)
+            _complete(home, working)
             instance = _adopted(home, read_only=False)
             instance.maps.tables.tidy()
             instance.maps.spares.tidy()
@@ -195,10 +194,10 @@ class Instance:
             fds = {name: self.maps[name].fd for name in mapset.names()}
             now = self._reopen(home)
             if over not in (None, program.info(now.program).id):
-                raise Busy(f"{home.program}: was replaced meanwhile; look again")
+                raise _replaced(home)
             loaded = program.load(path, self.sizes(), fds)
             try:
-                wanted = not if_changed or _tags(loaded) != _tags(now)
+                wanted = not if_changed or replacing.tags(loaded) != replacing.tags(now)
                 if wanted:
                     replacing.stage(home, loaded, elf)
                     replacing.complete(home)
@@ -208,29 +207,52 @@ class Instance:
         return wanted
 
     def resize(
-        self, sizes: Sizes, object_path: Path | None = None, *, over: int | None = None
-    ) -> None:
-        """A new program over maps of these sizes, with what is in the old ones."""
+        self, sizes: Sizes, object_path: Path | None = None, *, over: int | None = None,
+        working: Callable[[], None] = unheard,
+    ) -> None:  # fmt: skip
+        """A new program over maps of these sizes, with what is in the old ones. Others wait for its last step only.
+
+        `working` hears of every step of those that take long.
+        """
         home, path = self._pinned("resize"), object_path or default_object()
         adopting.check_spoken(program.content(path), path)
-        with pins.locked():
-            _complete(home)
-            self.follow()
-            if over not in (None, self.running().program.id):
-                raise Busy(f"{home.program}: was replaced meanwhile; look again")
-            resizing.prepare(home, self.maps, path, sizes)
-            resizing.switch(home)
-            self.follow()
+        with ExitStack() as claim:
+            with pins.locked():
+                _complete(home)
+                self.follow()
+                place, number = self._place, self.running().program.id
+                if over not in (None, number):
+                    raise _replaced(home)
+                claim.enter_context(resizing.begun(home))
+            try:
+                since = resizing.prepare(home, self.maps, path, sizes, working)
+                with pins.locked():
+                    if (adopting.place(home), self.running().program.id) != (place, number):
+                        raise _replaced(home)
+                    resizing.switch(home, since)
+                resizing.finish(home, working)
+            finally:
+                with pins.locked():
+                    claim.close()
+                    self.follow()
+
+    @property
+    def is_resizing(self) -> bool:
+        """Whether somebody goes over to maps of other sizes, or began to and was killed."""
+        return resizing.is_under_way(self._pinned("is_resizing"))
 
     @property
     def place(self) -> int:
         """Another number once another process has gone over to other maps."""
         return adopting.place(self._pinned("place"))
 
-    def follow(self) -> bool:
-        """Another process may have gone over to other maps; whether one has. Needs the lock."""
+    def follow(self, working: Callable[[], None] = unheard) -> bool:
+        """Another process may have gone over to other maps; whether one has. Needs the lock.
+
+        What it left half-way is completed: `working` hears of the steps.
+        """
         home = self._pinned("follow")
-        _complete(home)
+        _complete(home, working)
         if adopting.place(home) == self._place:
             return False
         fresh = adopting.opened(home, read_only=False)
@@ -312,12 +334,12 @@ def teardown(name: str) -> None:
         via.remove(name, known=home.interfaces())
         for interface in home.interfaces():
             link.detach(home.link(interface))
+        pins.remove(resizing.beside(home).directory)  # or flows would follow into the next one
         gone = home.directory.with_name(pins.REMOVING + name)
         pins.remove(gone)
         with suppress(FileNotFoundError):
             home.directory.rename(gone)
         pins.remove(gone)
-        pins.remove(resizing.beside(home).directory)
 
 
 # ---- first load ----
@@ -356,16 +378,14 @@ def _sign(loaded: Loaded) -> None:
 # ---- what is pinned ----
 
 
-def _complete(home: Pins) -> None:
+def _complete(home: Pins, working: Callable[[], None] = unheard) -> None:
     """What somebody began who was killed."""
-    resizing.complete(home)
+    resizing.complete(home, working)
     replacing.complete(home)
 
 
-def _tags(loaded: Loaded) -> tuple[str, str]:
-    return program.info(loaded.program).tag, (
-        program.info(loaded.sweep).tag if loaded.sweep >= 0 else ""
-    )
+def _replaced(home: Pins) -> Busy:
+    return Busy(f"{home.program}: was replaced meanwhile; look again")
 
 
 def _adopted(home: Pins, *, read_only: bool) -> Instance:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import POINTER, c_bool, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 from bpf import errors
@@ -138,6 +139,12 @@ def captured() -> Iterator[list[str]]:
         yield said
     finally:
         _log.lines = before
+
+
+def memory(fd: int) -> int:
+    """Bytes that the kernel says a map takes."""
+    lines = Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("memlock:")), 0)
 
 
 # ---- options and answers, as bpf.h lays them out ----

@@ -13,7 +13,7 @@ import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from ctypes import byref, c_uint32
-from errno import ENOENT, ENOSPC
+from errno import EEXIST, ENOENT, ENOSPC
 from typing import Any, Generic, TypeVar, cast
 
 from bpf import errors, libbpf
@@ -118,6 +118,21 @@ class Map(Generic[K, V]):
             raise self._failed(f"reading {key}", code)
         return bool(code == 0)
 
+    def get_raw(self, key: bytes) -> bytes | None:
+        """The same as bytes: nothing is made of them."""
+        found = ctypes.create_string_buffer(self.value_size)
+        code = libbpf.lib().bpf_map_lookup_elem(self.fd, key, found)
+        if code not in (0, -ENOENT):
+            raise self._failed("reading an entry", code)
+        return found.raw if code == 0 else None
+
+    def put_raw(self, key: bytes, value: bytes, flags: int = ANY) -> bool:
+        """Whether it was written: with NOEXIST only where there is none."""
+        code = libbpf.lib().bpf_map_update_elem(self.fd, key, value, flags)
+        if code not in (0, -EEXIST):
+            raise self._failed("writing an entry", code)
+        return bool(code == 0)
+
     # ---- many ----
 
     def items(self) -> list[tuple[K, V]]:
@@ -126,7 +141,7 @@ class Map(Generic[K, V]):
 
     def scan(self) -> Iterator[tuple[K, V]]:
         """The same, batch by batch: of a large map never all at once."""
-        for batch in self._batches(self.value_size):
+        for batch in self.batches(self.value_size):
             yield from self._decode(*batch)
 
     def put_many(self, entries: Iterable[tuple[K, V]]) -> None:
@@ -163,8 +178,12 @@ class Map(Generic[K, V]):
             raise self._failed(f"deleting {left} entries", code)
         return count.value
 
-    def _batches(self, value_size: int) -> Iterator[tuple[Buffer, Buffer, int]]:
-        """Raw keys and values, as the kernel hands them out."""
+    def count(self) -> int:
+        """How many entries there are; an array has all of them."""
+        return sum(count for *_, count in self.batches(self.value_size))
+
+    def batches(self, value_size: int) -> Iterator[tuple[Buffer, Buffer, int]]:
+        """Raw keys and values, as the kernel hands them out: of a large map never all at once."""
         cursor, more, room = None, True, min(self.max_entries, BATCH)
         while more:
             following = ctypes.create_string_buffer(CURSOR)
@@ -211,7 +230,7 @@ class Map(Generic[K, V]):
                 bytes(memoryview(keys)[: count * self.key.size]),
                 bytes(memoryview(values)[: count * self.value_size]),
             )
-            for keys, values, count in self._batches(self.value_size)
+            for keys, values, count in self.batches(self.value_size)
         ]
 
     def records(self, raw: list[tuple[bytes, bytes]]) -> Iterator[bytes]:
@@ -283,7 +302,7 @@ class PerCpuMap(Map[K, V]):
         each = self.stride * self.cpus
         return [
             (cast("K", indexes[i]), self._sum(part))
-            for keys, values, count in self._batches(each)
+            for keys, values, count in self.batches(each)
             for memory in [memoryview(values).cast("B")]
             for indexes in [memoryview(keys).cast("B").cast("I")]
             for i in occupied(memory, each, count)

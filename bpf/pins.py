@@ -13,7 +13,8 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from errno import EACCES, ENODEV
@@ -34,6 +35,7 @@ VIA = "via"  # what checks with `via: service` need, while any does
 TABLES = ("tables", "spares")  # inner maps are pinned beside the maps that name them
 NEXT = ":next"  # a program on its way in
 PREVIOUS = ":previous"  # the one before, kept for going back
+AGAIN = 0.05  # seconds until a lock that another process has is asked for again
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,10 @@ def remove_leftovers() -> None:
                 remove(ROOT / name)
 
 
+def unheard() -> None:
+    """For whoever does not ask how far it is."""
+
+
 class _Held(threading.local):
     depth = 0
 
@@ -149,20 +155,34 @@ _held = _Held()
 
 
 @contextmanager
-def locked() -> Iterator[None]:
-    """One process at a time loads, attaches, replaces, resizes or tears down; a thread that has it goes on."""
+def locked(waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """One process at a time loads, attaches, replaces, resizes or tears down; a thread that has it goes on.
+
+    `waiting` is called again and again while another has it: for those who are waited for themselves.
+    """
     if _held.depth:
         yield
         return
     mounted()
     handle = os.open(ROOT, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        _take(handle, waiting)
         _held.depth = 1
         yield
     finally:
         _held.depth = 0
         os.close(handle)
+
+
+def _take(handle: int, waiting: Callable[[], None] | None) -> None:
+    """The kernel tells nobody when a lock is let go, but who sleeps for it: so it is asked."""
+    while waiting is not None:
+        with suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        waiting()
+        time.sleep(AGAIN)
+    fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def exchange(one: Path, other: Path) -> None:

@@ -121,3 +121,10 @@ def id_of(path: Path) -> int | None:
         return program.info(fd).id
     finally:
         os.close(fd)
+
+
+def tags(loaded: Loaded) -> tuple[str, str]:
+    """What the kernel calls their code; no sweep: none."""
+    return program.info(loaded.program).tag, (
+        program.info(loaded.sweep).tag if loaded.sweep >= 0 else ""
+    )

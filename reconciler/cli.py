@@ -275,7 +275,8 @@ def run(options: argparse.Namespace) -> int:
         # Rejected before anything is loaded: the first file decides whether there is a start.
         accepted = follower.once() if options.once else None
         manager.working()  # the verifier takes seconds, on a busy machine many
-        with Instance.load(place.instance, sizes, log=logging.getLogger("bpf").info) as instance:
+        heard = logging.getLogger("bpf").info
+        with Instance.load(place.instance, sizes, log=heard, working=manager.working) as instance:
             if other := outdated(instance, sizes):
                 log.warning("%s", other.message)
             reconciler = Reconciler(

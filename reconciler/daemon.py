@@ -32,6 +32,10 @@ def _make(state_dir: Path) -> None:
         log.error("no history is kept: %s", error)  # noqa: TRY400
 
 
+class Stopped(Exception):
+    """While it waited for others: that is no failure of a pass."""
+
+
 class Daemon:
     """Looks when something happened, and every so often when nothing did."""
 
@@ -103,6 +107,7 @@ class Daemon:
             neighbours.changes(),
             self._reconciler.overrides(),
             self._reconciler.instance.place,
+            resizing := self._reconciler.instance.is_resizing,
         )
         now = time.monotonic()
         if seen == self._tried and now < self._due:
@@ -110,20 +115,32 @@ class Daemon:
         self._tried = seen
         try:
             view = self._reconciler.reconcile(
-                accepted, wait=0 if self._seen else PATIENCE, stale_hops=self._rerouted(seen)
+                accepted,
+                wait=0 if self._seen else PATIENCE,
+                stale_hops=self._rerouted(seen),
+                waiting=self._waits,
             )
             self._desk.observer.saw(accepted.config, view)
             unattached = self._reconciler.unattached
-            rest = min(TICK if unattached else VERIFY, self._reconciler.due(view))
+            soon = unattached or resizing  # whoever is at it may be killed, and leave it to us
+            rest = min(TICK if soon else VERIFY, self._reconciler.due(view))
             self._seen, self._due, self._failures = seen, now + rest, 0
             if unattached:
                 log.error("%s", unattached)
             self._went(accepted, unattached or view, now)
+        except Stopped:
+            log.info("stopped while another process had the lock")
         except (KernelError, NoRoom, NotConverged, OSError) as error:
             log.error("%s", error)  # noqa: TRY400
             self._failures += 1
             self._due = time.monotonic() + pause(self._failures)
             self._went(accepted, error, now)
+
+    def _waits(self) -> None:
+        """Others have the kernel boundary's lock, or have left much to complete: the loop goes on all the same."""
+        if self.stopping:
+            raise Stopped
+        self._desk.waits(self.follower.following, self._reconciler.overrides(), self._manager)
 
     def _went(self, accepted: Accepted, outcome: View | Exception, began: float) -> None:
         keep(self._reconciler, self.follower, outcome)
@@ -149,6 +166,6 @@ class Daemon:
         except KernelError as error:
             log.error("sweep: %s", error)  # noqa: TRY400
 
-    def _rerouted(self, seen: tuple[bytes, Changes, Overrides, int]) -> bool:
+    def _rerouted(self, seen: tuple[bytes, Changes, Overrides, int, bool]) -> bool:
         """Whether hops towards clients may be stale; after a start nobody knows."""
         return not isinstance(self._seen, tuple) or self._seen[1].forget != seen[1].forget

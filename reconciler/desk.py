@@ -77,6 +77,14 @@ class Desk:
             else:
                 request.answer.set_result({**result, "outcome": self._outcome()})
 
+    def waits(self, following: Following, overrides: Overrides, manager: ServiceManager) -> None:
+        """A pass waits for another process: whoever asks learns that, and those who wait for the pass go on waiting."""
+        self.observer.waits()
+        self.observer.publish(following, overrides)
+        self._heart.beat(self._board.facts, blind=self.observer.blind)
+        manager.working()
+        manager.status(headline(self._board.facts))
+
     def report(self, manager: ServiceManager, reloads: int) -> None:
         """What the service manager hears of this turn, which answers so many reloads."""
         manager.alive()

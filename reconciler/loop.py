@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bpf import abi
-from bpf.kernel import Instance, KernelError, now_tick
+from bpf.kernel import Instance, KernelError, now_tick, unheard
 from bpf.pins import Pins, locked
 from reconciler import config as configuration
 from reconciler import published, standing
@@ -30,7 +30,7 @@ from reconciler.drift import Seen, Vigil, differences, harmless
 from reconciler.follow import Accepted, Follower
 from reconciler.history import History, Result
 from reconciler.look import Live, View, look
-from reconciler.maps import PinnedMaps, Unwritten, unheard
+from reconciler.maps import PinnedMaps, Unwritten
 from reconciler.memo import Memo, Same
 from reconciler.model import Address, Config, DriftPolicy, Node
 from reconciler.names import key_text
@@ -173,21 +173,29 @@ class Reconciler:
         self._uptime = uptime
         self._standing: Standing | None = None  # what is in the maps, once that is known
 
-    def reconcile(self, accepted: Accepted, *, wait: float = 0, stale_hops: bool = False) -> View:
+    def reconcile(
+        self,
+        accepted: Accepted,
+        *,
+        wait: float = 0,
+        stale_hops: bool = False,
+        waiting: Callable[[], None] = unheard,
+    ) -> View:
         """One pass: look, write what differs, read again, and let others know.
 
-        Under the kernel boundary's lock: an upgrade may be copying maps, or have gone over to others.
-        It is the whole host's, so neighbours are waited for before.
+        Under the kernel boundary's lock: an upgrade may be about to go over to other maps, or have done so.
+        It is the whole host's, so neighbours are waited for before; `waiting` is called while others have it,
+        and while what one of them has left half-way is completed.
         """
         if wait:
             self._surroundings(accepted.config, 0, wait, ())
-        with locked():
-            self._follow()
+        with locked(waiting):
+            self._follow(waiting)
             return self._passed(accepted, stale_hops=stale_hops)
 
-    def _follow(self) -> None:
+    def _follow(self, waiting: Callable[[], None]) -> None:
         """To the maps that another process went over to; whoever fails half-way tries again."""
-        self.instance.follow()
+        self.instance.follow(waiting)
         if self._meta is self.instance.maps.meta:
             return
         log.info("another process went over to other maps: following")

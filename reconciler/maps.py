@@ -10,17 +10,13 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from bpf import abi
-from bpf.kernel import Instance, KernelError, Map, TableMap
+from bpf.kernel import Instance, KernelError, Map, TableMap, unheard
 from bpf.rereading import Rereading
 from bpf.via import Via
 from reconciler import ids
 from reconciler.dataplane import NUMBERED, Op, Put, Remove, State, Where
 
 PLAIN = (Where.SETTINGS, Where.REPLIES4, Where.REPLIES6, Where.FRONTENDS4, Where.FRONTENDS6)
-
-
-def unheard() -> None:
-    """For whoever does not ask how far it is."""
 
 
 class Unwritten(KernelError):

@@ -39,6 +39,7 @@ from reconciler.suspension import Suspension
 PACE = 1.0  # seconds from one reading to the next, at least
 SHARE = 0.02  # of the loop's time that readings may take
 NAME = "conditions.json"
+PATIENCE = 1.0  # seconds that a pass may wait for others before it is said
 log = logging.getLogger("reconciler")
 
 
@@ -77,6 +78,7 @@ class Observer:
         self._drifted = 0
         self._left = 0  # entries that differ and are not repaired
         self.stalled: Trouble | None = None
+        self._waits: float | None = None  # since when a pass waits for another process
         self.blind = False  # the facts on the board are old: newer ones could not be read
 
     # ---- what the loop says
@@ -104,6 +106,10 @@ class Observer:
         self._apply = Trouble(type(error).__name__, str(error))
         self._count("failed", seconds)
 
+    def waits(self) -> None:
+        """A pass is due, and another process has the kernel boundary's lock."""
+        self._waits = self._waits or self._clock()
+
     def drifted(self, found: tuple[str, ...]) -> None:
         """What the last pass found changed by others; it was repaired unless that pass failed."""
         self._drift = found
@@ -119,6 +125,7 @@ class Observer:
         self.history = past(generations)
 
     def _count(self, result: str, seconds: float) -> None:
+        self._waits = None
         self._passes[result] += 1
         self._seconds += seconds
         self._due = 0.0
@@ -181,7 +188,7 @@ class Observer:
             blocked=tuple(map(str, self._blocked)),
             interfaces=tuple(self._node.interfaces),
             attached=tuple(one.interface for one in facts.attached),
-            outdated=release.outdated(self._instance, self._sizes()),
+            outdated=self._others(now) or release.outdated(self._instance, self._sizes()),
             checked=_checked(self._config),
             reported_at=report.checker.at if report else None,
             checker=report.troubles if report else (),
@@ -199,6 +206,12 @@ class Observer:
             attempt=self._attempt(facts, following),
             short_since=short,
         )
+
+    def _others(self, now: float) -> Trouble | None:
+        """What another process does with the program or its maps meanwhile."""
+        if self._waits and now - self._waits >= PATIENCE:
+            return release.waiting(self._waits)
+        return release.RESIZING if self._instance.is_resizing else None
 
     def _sizes(self) -> Sizes:
         """As node.yaml had them when we started; whoever went over to other maps since has read a newer one."""

@@ -4,6 +4,7 @@ A start adopts what is pinned and goes on: only `reconciler upgrade` replaces a
 program. Nothing is loaded here.
 """
 
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from reconciler.conditions import Trouble
 from reconciler.facts import Moment, Program
 
 REMEDY = "Run `reconciler upgrade`"
+RESIZING = Trouble(
+    "Resizing",
+    "another process copies flows into maps of other sizes; everything goes on meanwhile",
+)
 _digests: dict[tuple[Path, int, int], str] = {}
 
 
@@ -31,6 +36,16 @@ def outdated(instance: Instance, sizes: Sizes) -> Trouble | None:
         return None
     here = f"{record.version()}, object {ours}"
     return Trouble("OtherProgram", f"the program is of {note.named}; this is {here}. {REMEDY}")
+
+
+def waiting(since: float) -> Trouble:
+    """A pass waits for another process, which has the kernel boundary's lock."""
+    at = time.strftime("%H:%M:%S", time.localtime(since))
+    return Trouble(
+        "Waiting",
+        f"passes wait since {at} for another process that loads, replaces or removes a program or its maps;"
+        " what is pinned forwards as it is",
+    )
 
 
 def differing_sizes(made: Sizes, wanted: Sizes) -> str:

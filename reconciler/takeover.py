@@ -9,6 +9,8 @@ from reconciler.likeness import Difference, Kind, first_difference
 
 FORMAT = "1.0"
 SHOWN = 5
+EACH = 3e-6  # seconds that copying an entry takes, all rounds together
+MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,9 @@ class Resized:
     maps: tuple[str, ...]  # that are made anew
     needed: int  # entries that the fullest of them has
     evicts: bool  # what does not fit is forgotten; else it is in the way
+    copied: int = 0  # entries, of all of them
+    bytes_before: int = 0  # that the kernel needs for them
+    bytes_after: int = 0  # about
 
     @property
     def in_the_way(self) -> bool:
@@ -143,9 +148,32 @@ class Takeover:
         )
         for one in self.resized:
             yield f"          {one} ({', '.join(one.maps)})"
+        if self.resized:
+            yield from self._cost()
         if self.load_seconds:
             yield f"loading   {self.load_seconds:.2f} s, while the running program forwards"
         yield from self._compared()
+
+    def _cost(self) -> Iterator[str]:
+        """Of other sizes."""
+        entries = sum(one.copied for one in self.resized)
+        before, after = (
+            sum(getattr(one, name) for one in self.resized)
+            for name in ("bytes_before", "bytes_after")
+        )
+        yield (
+            f"copying   {entries} entries, about {entries * EACH:.0f} s, in batches while everything goes on;"
+            " passes wait for the last step only"
+        )
+        yield (
+            f"          {after / MIB:.0f} MiB of kernel memory for the new maps, and until it is over"
+            f" {before / MIB:.0f} for those before"
+        )
+        if any(one.evicts for one in self.resized):
+            yield (
+                "          A flow of the last moments before the switch is known a moment later: until then its"
+                " packets go by the table, as those of a peer's would"
+            )
 
     def _compared(self) -> Iterator[str]:
         if self.packets:

@@ -219,18 +219,26 @@ def _resized(instance: Instance, node: Node) -> tuple[Resized, ...]:
         for name in made.__dataclass_fields__
         if any(mapset.SETTING[m] == name for m in changed)
     ]
-    return tuple(
-        _resized_as(instance, name, getattr(made, name), getattr(wanted, name), changed)
-        for name in names
-    )
+    return tuple(_resized_as(instance, name, made, wanted, changed) for name in names)
 
 
 def _resized_as(
-    instance: Instance, setting: str, made: int, wanted: int, changed: list[str]
+    instance: Instance, setting: str, made: Sizes, wanted: Sizes, changed: list[str]
 ) -> Resized:
     maps = tuple(name for name in changed if mapset.SETTING[name] == setting)
-    needed = max(resizing.needed(instance.maps, name) for name in maps)
-    return Resized(setting, made, wanted, maps, needed, evicts=setting in FLOWS)
+    needed = [resizing.needed(instance.maps, name) for name in maps]
+    taken = [resizing.memory(instance.maps, name, wanted) for name in maps]
+    return Resized(
+        setting,
+        getattr(made, setting),
+        getattr(wanted, setting),
+        maps,
+        max(needed),
+        evicts=setting in FLOWS,
+        copied=sum(needed),
+        bytes_before=sum(before for before, _ in taken),
+        bytes_after=sum(after for _, after in taken),
+    )
 
 
 def _tested(found: Takeover, node: Node, place: Place, path: Path) -> Takeover:

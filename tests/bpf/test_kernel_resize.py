@@ -1,5 +1,6 @@
 """An instance goes over to other sizes: everything that its maps said they still say, whoever is killed."""
 
+import itertools
 from array import array
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bpf import abi, copying, kernel, link, mapset, pins, replacing, resizing
+from bpf import abi, carrying, copying, kernel, link, maps, mapset, pins, replacing, resizing
 from bpf.errors import MapFull
 from bpf.kernel import Action, Instance
 from bpf.pins import ROOT, entries
@@ -151,47 +152,162 @@ def test_another_process_follows_to_the_new_maps(name: str) -> None:
         assert other.sizes() == LARGE
 
 
-def test_flows_that_came_or_changed_while_the_first_were_copied_are_there_too(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copy_all, new = resizing.copying.copy, flow_key(1000)
+def test_flows_that_came_or_changed_while_the_first_were_copied_are_there_too(name: str) -> None:
+    """In the first round with packets in between, and with some on the old maps' last moment."""
+    new, now = flow_key(1000), kernel.now_tick()
+    steps = itertools.count()
 
-    def meanwhile(source: Any, target: Any) -> None:
-        copy_all(source, target)
-        if source.name == "flows4":
-            source.put(new, abi.Flow(backend=1, frontend=1, seen=9))
-            source.put(flow_key(3), abi.Flow(backend=1, frontend=1, seen=6, state=1))
-        if source.name == "hops":  # the two deal the next number to different hops
-            source.put(8, abi.Hop(ifindex=80))
-            target.put(8, abi.Hop(ifindex=90))
-        if source.name == "returns4":
-            for number in (7, 8):
-                source.put(flow_key(1000 + number), abi.Return4(flow=abi.Flow(backend=1, seen=9, hop=number)))  # fmt: skip
+    def meanwhile() -> None:
+        if next(steps) == FIRST_ROUND:
+            instance.maps.flows4.put(new, abi.Flow(backend=1, frontend=1, seen=now))
+            instance.maps.flows4.put(flow_key(3), abi.Flow(backend=1, seen=now, state=1))
 
     with Instance.load(name, SMALL) as instance:
         fill(instance)
-        monkeypatch.setattr(resizing.copying, "copy", meanwhile)
+        instance.resize(LARGE, working=meanwhile)
+        flows = instance.maps.flows4
+        assert flows.get(new) == abi.Flow(backend=1, frontend=1, seen=now)
+        assert flows.get(flow_key(3)) == abi.Flow(backend=1, seen=now, state=1)
+        assert len(flows.items()) == 201
+
+
+def test_flows_of_the_old_maps_last_moment_follow_and_what_packets_have_said_since_stays(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, go_over = kernel.now_tick(), resizing._go_over
+
+    def back(hop: int) -> abi.Return4:
+        return abi.Return4(flow=abi.Flow(backend=1, seen=now, hop=hop))
+
+    def meanwhile(home: pins.Pins) -> None:
+        old = instance.maps  # the last packets by the old program, which the new one does not see
+        old.flows4.put(flow_key(1000), abi.Flow(backend=1, seen=now))
+        old.flows4.put(flow_key(1001), abi.Flow(backend=1, seen=now))
+        old.hops.put(8, abi.Hop(ifindex=80))
+        old.returns4.put(flow_key(1007), back(7))
+        old.returns4.put(flow_key(1008), back(8))
+        go_over(home)
+        with Instance.open(name) as fresh:  # and the first ones by the new
+            fresh.maps.flows4.put(flow_key(1001), abi.Flow(backend=2, seen=now + 1))
+            fresh.maps.hops.put(8, abi.Hop(ifindex=90))
+
+    with Instance.load(name, SMALL) as instance:
+        fill(instance)
+        monkeypatch.setattr(resizing, "_go_over", meanwhile)
         instance.resize(LARGE)
         flows, returns = instance.maps.flows4, instance.maps.returns4
-        assert flows.get(new) == abi.Flow(backend=1, frontend=1, seen=9)
-        assert flows.get(flow_key(3)) == abi.Flow(backend=1, frontend=1, seen=6, state=1)
-        assert len(flows.items()) == 201
-        hops = {at: (returns.get(flow_key(1000 + at)) or abi.Return4()).flow.hop for at in (7, 8)}
-    assert hops == {7: 7, 8: 0}  # the second is looked up again, not taken for another's
+        assert flows.get(flow_key(1000)) == abi.Flow(backend=1, seen=now)
+        assert flows.get(flow_key(1001)) == abi.Flow(backend=2, seen=now + 1)
+        assert returns.get(flow_key(1007)) == back(7)
+        assert returns.get(flow_key(1008)) == back(0), "looked up again, not taken for another's"
+
+
+FIRST_ROUND = 2  # the step before it: programs are loaded
+
+
+def test_while_flows_are_copied_others_write_what_the_new_maps_then_say(
+    name: str, wire: Namespace
+) -> None:
+    """Backends, a health verdict, an interface: of all this the copy knew nothing when it began."""
+    steps = itertools.count()
+
+    def meanwhile() -> None:
+        if next(steps) != FIRST_ROUND:
+            return
+        with pins.locked(), Instance.open(name) as other:
+            assert not other.follow()
+            assert other.is_resizing
+            other.maps.backends.put(9, abi.Backend(id=9))
+            other.maps.health.put(9, abi.Health(id=9, state=2))
+            other.maps.tables.put(2, array("I", [9, 9]))
+            other.attach("e2")
+
+    with Instance.load(name, SMALL) as instance:
+        instance.attach("e0")
+        fill(instance)
+        instance.resize(LARGE, working=meanwhile)
+        assert instance.sizes() == LARGE
+        assert instance.maps.backends.get(9) == abi.Backend(id=9)
+        assert instance.maps.health.get(9) == abi.Health(id=9, state=2)
+        assert list(instance.maps.tables.get(2) or ()) == [9, 9]
+        assert len(instance.attachments()) == 2
+        assert running(instance) == {instance.running().program.id}
+        assert not instance.is_resizing
+
+
+def test_only_one_process_at_a_time_goes_over_to_other_sizes(name: str) -> None:
+    refused: list[str] = []
+
+    def meanwhile() -> None:
+        with Instance.open(name) as other, pytest.raises(kernel.Busy) as caught:
+            other.resize(MORE_FLOWS)
+        refused.append(str(caught.value))
+
+    with Instance.load(name, SMALL) as instance:
+        instance.resize(LARGE, working=meanwhile)
+        assert instance.sizes() == LARGE
+    assert "another process goes over to other sizes; wait for it" in refused[0]
+
+
+def test_who_finds_another_program_or_nothing_when_all_is_copied_changes_nothing(
+    name: str, tmp_path: Path
+) -> None:
+    dropper, steps = compiled(DROPPER, tmp_path / "dropper.o"), itertools.count()
+
+    def replaced() -> None:
+        if next(steps) == 0:
+            with Instance.open(name) as other:
+                other.replace(dropper)
+
+    with Instance.load(name, SMALL) as instance:
+        with pytest.raises(kernel.Busy, match="was replaced meanwhile"):
+            instance.resize(LARGE, working=replaced)
+        assert instance.sizes() == SMALL
+        with Instance.open(name) as now:
+            assert now.run(FRAME).action is Action.DROP
+        with pytest.raises(kernel.NotLoaded):
+            instance.resize(LARGE, working=lambda: kernel.teardown(name))
+    assert [entry for entry in entries(ROOT) if entry.endswith(name)] == []
+
+
+def test_flows_are_copied_in_batches_however_many_there_are(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    write = copying.write
+
+    def noted(target: Any, keys: Any, values: Any, count: int) -> None:
+        written.append(count)
+        write(target, keys, values, count)
+
+    monkeypatch.setattr(copying, "write", noted)
+    monkeypatch.setattr(maps, "BATCH", 64)
+    with Instance.load(name, SMALL) as instance:
+        fill(instance)
+        instance.resize(MORE_FLOWS)
+        assert len(instance.maps.flows4.items()) == 200
+    assert max(written) <= 64
+    assert sum(written) == 400, "what no packet has touched is copied once"
 
 
 STEPS = {
-    "map": (copying, "copy"),
-    "tables": (resizing, "_link_all"),
     "previous": (resizing, "_keep_running"),
     "pinned": (replacing, "pin_programs"),
+    "flows of a map": (carrying, "_round"),
     "prepared": (resizing, "prepare"),
+    "map": (copying, "copy"),
+    "tables": (resizing, "_link_all"),
+    "marked": (resizing, "_mark"),
     "one link": (link, "update"),
     "links": (resizing, "_update_links"),
-    "caught up": (resizing, "_catch_up"),
+    "health": (resizing, "_follow_health"),
     "exchanged": (pins, "exchange"),
+    "switched": (resizing, "switch"),
+    "late flows of a map": (carrying, "catch_up"),
+    "finished": (resizing, "finish"),
+    "half discarded": (pins, "remove"),
 }
-SWITCHED = ("one link", "links", "caught up", "exchanged")
+SWITCHED = list(STEPS)[list(STEPS).index("one link") :]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -210,12 +326,21 @@ def test_killed_after_any_step_the_next_process_completes_it_or_has_nothing_to_u
             whole(*arguments)
             die()
 
+        update, late = replacing.update_links, abi.Flow(backend=1, seen=kernel.now_tick())
+
+        def meanwhile(home: pins.Pins, *programs: int) -> None:
+            instance.maps.flows4.put(flow_key(1000), late)
+            update(home, *programs)
+
         with monkeypatch.context() as patch:
+            patch.setattr(replacing, "update_links", meanwhile)
             patch.setattr(module, function, killed)
             killed_in(lambda: instance.resize(LARGE))
         assert 1 <= len(running(instance)) <= 2  # every interface forwards
         with Instance.load(name, SMALL) as adopted:
             done = step in SWITCHED
+            if done:
+                before["flows4"][flow_key(1000)] = late
             assert adopted.sizes() == (LARGE if done else SMALL)
             assert content(adopted) == before
             assert running(adopted) == {adopted.running().program.id}

@@ -283,9 +283,16 @@ def test_changed_sizes_are_taken_over_with_everything_that_was_there(box: Box) -
     assert "sizes.flows4 4096 -> 16384; " in shown
     assert "entries are copied (flows4)" in shown
     assert "sizes.backends 64 -> 128" in shown
+    assert re.search(
+        r"copying   \d+ entries, about \d+ s, in batches while everything goes on", shown
+    )
+    assert re.search(r"MiB of kernel memory for the new maps, and until it is over \d+", shown)
     found = json.loads(box.run("upgrade", "--output", "json").stdout)
     jsonschema.validate(found, SCHEMA)
     assert found["outcome"] == "upgraded"
+    flows = next(one for one in found["resized"] if one["setting"] == "flows4")
+    assert flows["copied"] == len(box.bed.instance.maps.flows4.items())
+    assert flows["bytes_after"] == 4 * flows["bytes_before"] >= 16384 * 96
     with Instance.open(box.place.instance) as instance:
         assert (instance.sizes().flows4, instance.sizes().backends) == (16384, 128)
     with locked():

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bpf.pins import Pins
+from bpf.pins import Pins, locked
 from tests.support.balancer import CONFIG, Balancer
 from tests.support.lab import ROOT
 from tests.support.wait import until
@@ -66,6 +66,33 @@ def test_a_broken_file_is_the_control_planes_matter(balancer: Balancer) -> None:
     until(lambda: says(balancer, "control") == UNFIT, what="the broken file was seen")
     assert "control Rejected\n" in (balancer.run_dir / "heartbeat").read_text()
     assert fit(balancer)
+
+
+def test_a_loop_that_waits_for_another_process_beats_says_so_and_stops_when_told(
+    balancer: Balancer,
+) -> None:
+    """As when that one loads a program, which takes seconds on a slow machine."""
+    before = balancer.status()["applied"]["generation"]
+    with locked():
+        balancer.config.write_text(CONFIG.replace("port: 8080}", "port: 8080, weight: 7}", 1))
+        until(lambda: waits(balancer), what="its status says that a pass waits")
+        beat = balancer.beat()
+        until(lambda: balancer.beat() > beat + 1, what="its heart goes on")
+        assert says(balancer, "control", "2") == WELL
+        assert balancer.status()["applied"]["generation"] == before
+    until(lambda: balancer.status()["applied"]["generation"] > before, what="the pass")
+    until(lambda: not waits(balancer), what="it waits no more")
+    with locked():
+        balancer.config.write_text(CONFIG)
+        until(lambda: waits(balancer), what="another pass waits")
+        process = balancer.process
+        balancer.stop()
+    assert process is not None
+    assert process.returncode == 0
+
+
+def waits(balancer: Balancer) -> bool:
+    return bool(balancer.condition("ProgramCurrent")["reason"] == "Waiting")
 
 
 def test_a_teardown_leaves_no_heartbeat(balancer: Balancer) -> None:

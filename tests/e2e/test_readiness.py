@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from bpf.pins import locked
 from tests.support.balancer import CONFIG, Balancer
 from tests.support.listener import Listener
 from tests.support.wait import until
@@ -56,6 +57,21 @@ def test_the_reconciler_is_ready_when_it_forwards_and_not_before(
     until(lambda: listener.all.count("WATCHDOG=1") + len(listener.heard()) > 3, what="its pulse")
     balancer.stop()
     assert listener.has_heard("STOPPING=1")
+
+
+def test_a_start_that_waits_for_another_process_asks_for_more_time_as_long_as_it_waits(
+    balancer: Balancer, listener: Listener
+) -> None:
+    with locked():
+        balancer.launch()
+        until(lambda: extensions(listener) > 2, 20, what="more time is asked for, again and again")
+        assert not listener.has_heard("READY=1")
+    until(lambda: listener.has_heard("READY=1"), what="readiness")
+
+
+def extensions(listener: Listener) -> int:
+    listener.heard()
+    return sum(one.startswith("EXTEND_TIMEOUT_USEC=") for one in listener.all)
 
 
 def test_a_reload_is_over_once_its_file_is_applied(balancer: Balancer, listener: Listener) -> None:

@@ -1,14 +1,16 @@
 """`reconciler upgrade` under traffic, beside the daemons: nothing is lost, no flow moves, also when it is killed."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bpf import link, pins, replacing, resizing
+from bpf import carrying, link, pins, replacing, resizing
 from bpf.kernel import Instance
 from bpf.pins import Pins
 from tests.support.balancer import BACKEND_PORT, CONFIG, NODE, PORT, Balancer
@@ -115,7 +117,7 @@ def running(balancer: Balancer) -> int:
 
 
 def condition(balancer: Balancer) -> tuple[str, str]:
-    found = {one["type"]: one for one in balancer.status()["conditions"]}["ProgramCurrent"]
+    found = balancer.condition("ProgramCurrent")
     return found["status"], found["reason"]
 
 
@@ -210,7 +212,7 @@ def test_larger_maps_are_taken_over_under_traffic_and_both_daemons_follow(
         written = sorted(entry.weight for _, entry in instance.maps.backends.items())
     assert written[-2:] == [7, 100]
     assert "following" in balancer.log
-    current = next(c for c in balancer.status()["conditions"] if c["type"] == "ProgramCurrent")
+    current = balancer.condition("ProgramCurrent")
     assert current["well"], current
 
 
@@ -218,24 +220,78 @@ def weights(balancer: Balancer) -> list[int]:
     return sorted(one["weight"] for one in balancer.status()["pools"][0]["backends"])
 
 
+def test_while_flows_are_copied_the_loop_goes_on_and_says_so(
+    balancer: Balancer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copying stands still meanwhile, as with millions of flows on a slow machine."""
+    wanted = other_size(balancer)
+    with traffic(balancer) as some, ThreadPoolExecutor() as beside, gate(monkeypatch):
+        done = beside.submit(upgraded, balancer)
+        until(lambda: condition(balancer) == ("False", "Resizing"), 30, what="status says so")
+        balancer.config.write_text(WITH_UDP.replace("port: 8080}", "port: 8080, weight: 9}", 1))
+        until(lambda: weights(balancer) == [9, 100], 20, what="a change of the file")
+        beat = balancer.beat()
+        until(lambda: balancer.beat() > beat + 1, what="its heart goes on")
+        some()
+        assert not done.done()
+    assert "the new program forwards" in done.result()
+    with Instance.open(balancer.name, read_only=True) as instance:
+        assert instance.sizes().flows4 == wanted
+        written = sorted(entry.weight for _, entry in instance.maps.backends.items())
+    assert written[-2:] == [9, 100], "which was made while flows were copied"
+    until(lambda: condition(balancer) == ("True", "Current"), 20, what="the loop has followed")
+    balancer.config.write_text(WITH_UDP)
+
+
+@contextlib.contextmanager
+def gate(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nobody copies flows any further until this is over."""
+    way, opener = os.pipe()
+    whole = carrying._round
+
+    def stopped(*arguments: Any) -> None:
+        whole(*arguments)
+        os.read(way, 1)
+
+    with patch.context() as patched:
+        patched.setattr(carrying, "_round", stopped)
+        try:
+            yield
+        finally:
+            os.write(opener, bytes(64))
+
+
+def other_size(balancer: Balancer) -> int:
+    """Of flow maps, in node.yaml from now on; healthcheck's and the others stay as they are."""
+    with Instance.open(balancer.name, read_only=True) as instance:
+        wanted = 65536 if instance.sizes().flows4 != 65536 else 32768
+    balancer.node.write_text(LARGER.replace("flows4: 32768", f"flows4: {wanted}"))
+    return wanted
+
+
 @pytest.mark.parametrize(
-    ("module", "step"),
-    [(link, "update"), (pins, "exchange")],
-    ids=["one link", "exchange"],
+    ("module", "step", "goes_over"),
+    [
+        (carrying, "_round", False),
+        (link, "update", True),
+        (pins, "exchange", True),
+        (carrying, "catch_up", True),
+    ],
+    ids=["flows", "one link", "exchange", "late flows"],
 )
 def test_killed_while_it_goes_over_to_other_maps_nothing_is_lost_and_the_daemon_finishes(
-    balancer: Balancer, module: Any, step: str, monkeypatch: pytest.MonkeyPatch
+    balancer: Balancer, module: Any, step: str, goes_over: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Instance.open(balancer.name, read_only=True) as instance:
         before = instance.sizes().flows4
-    wanted = 65536 if before != 65536 else 32768
-    balancer.node.write_text(LARGER.replace("flows4: 32768", f"flows4: {wanted}"))
+    wanted = other_size(balancer)
     with traffic(balancer) as some:
         with monkeypatch.context() as patch:
             patch.setattr(module, step, then_die(getattr(module, step)))
             upgraded(balancer, code=-signal.SIGKILL)
         some()
-        until(lambda: finished(balancer) == wanted, 20, what="the daemon has finished it")
+        left = wanted if goes_over else before
+        until(lambda: finished(balancer) == left, 20, what="the daemon has finished it")
         some()
 
 

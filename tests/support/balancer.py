@@ -128,10 +128,14 @@ class Balancer(contextlib.ExitStack):
         """Returns when the daemon is ready, or at least serves."""
         if self.process is not None:
             return
+        self.launch()
+        until(self.ready if ready else self.serves, 30, what="the daemon")
+
+    def launch(self) -> None:
+        """Does not wait."""
         self._directories()
         arguments = (*self.source, "--node", str(self.node), *self.place)
         self.process = self.started("reconciler", "log", *arguments)
-        until(self.ready if ready else self.serves, 30, what="the daemon")
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self.process is not None:
@@ -213,6 +217,14 @@ class Balancer(contextlib.ExitStack):
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.http("/status")[1])
         return found
+
+    def condition(self, kind: str) -> dict[str, Any]:
+        return next(one for one in self.status()["conditions"] if one["type"] == kind)
+
+    def beat(self) -> int:
+        """When the loop last said that it goes on: seconds since the machine started."""
+        lines = (self.run_dir / "heartbeat").read_text().splitlines()
+        return int(lines[1].removeprefix("at "))
 
     def request(self) -> str:
         """Who answers a client."""

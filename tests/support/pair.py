@@ -171,9 +171,6 @@ class Member(Balancer):
             self.host.seeing(*command), capture_output=True, text=True, check=False
         ).stderr
 
-    def condition(self, kind: str) -> dict[str, Any]:
-        return next(one for one in self.status()["conditions"] if one["type"] == kind)
-
     def transitions(self) -> list[str]:
         """Every state that keepalived entered, in order."""
         return re.findall(r"Entering (\w+) STATE", self.said)
