@@ -335,9 +335,10 @@ def desk_of(
     pair: Pair,
 ) -> Desk:
     def backends() -> list[tuple[str, str]]:
-        accepted = follower.accepted
-        pools = accepted.config.pools.values() if accepted else ()
-        return [(pool.name, name) for pool in pools for name in pool.backends]
+        """Of the file, and of what stands of an older one: a blocked service may have others."""
+        known = (one.config for one in (follower.accepted, board.facts) if one)
+        pools = (pool for config in known if config for pool in config.pools.values())
+        return list(dict.fromkeys((pool.name, name) for pool in pools for name in pool.backends))
 
     observer = Observer(reconciler.instance, reconciler.books, node, place.run_dir, board, pair)
     observer.found(applied(place), reconciler.dataplane.read())

@@ -11,7 +11,7 @@ from pathlib import Path
 from bpf.kernel import KernelError
 from readiness.manager import ServiceManager
 from reconciler.desk import Desk
-from reconciler.follow import Accepted, Follower
+from reconciler.follow import Follower
 from reconciler.ids import NoRoom
 from reconciler.look import View
 from reconciler.loop import PATIENCE, TICK, VERIFY, NotConverged, Place, Reconciler, keep
@@ -120,21 +120,21 @@ class Daemon:
                 stale_hops=self._rerouted(seen),
                 waiting=self._waits,
             )
-            self._desk.observer.saw(accepted.config, view)
+            self._desk.observer.saw(view)
             unattached = self._reconciler.unattached
             soon = unattached or resizing  # whoever is at it may be killed, and leave it to us
             rest = min(TICK if soon else VERIFY, self._reconciler.due(view))
             self._seen, self._due, self._failures = seen, now + rest, 0
             if unattached:
                 log.error("%s", unattached)
-            self._went(accepted, unattached or view, now)
+            self._went(unattached or view, now)
         except Stopped:
             log.info("stopped while another process had the lock")
         except (KernelError, NoRoom, NotConverged, OSError) as error:
             log.error("%s", error)  # noqa: TRY400
             self._failures += 1
             self._due = time.monotonic() + pause(self._failures)
-            self._went(accepted, error, now)
+            self._went(error, now)
 
     def _waits(self) -> None:
         """Others have the kernel boundary's lock, or have left much to complete: the loop goes on all the same."""
@@ -142,12 +142,12 @@ class Daemon:
             raise Stopped
         self._desk.waits(self.follower.following, self._reconciler.overrides(), self._manager)
 
-    def _went(self, accepted: Accepted, outcome: View | Exception, began: float) -> None:
+    def _went(self, outcome: View | Exception, began: float) -> None:
         keep(self._reconciler, self.follower, outcome)
         kept = self._reconciler.history.generations()
         drift = self._reconciler.drift
         self._desk.observer.watch(self._reconciler.vigil)
-        self._desk.went(accepted.config, outcome, time.monotonic() - began, kept, drift)
+        self._desk.went(outcome, time.monotonic() - began, kept, drift)
 
     def _rests(self) -> bool:
         """Asked before a look and after it: what comes in between is for the next one."""

@@ -15,7 +15,6 @@ from reconciler.headline import has_started, headline
 from reconciler.heart import Heart
 from reconciler.history import Generation
 from reconciler.look import View
-from reconciler.model import Config
 from reconciler.observer import Observer
 from reconciler.orders import Orders
 from reconciler.overrides import Overrides
@@ -52,7 +51,6 @@ class Desk:
 
     def went(
         self,
-        config: Config,
         outcome: View | Exception,
         seconds: float,
         kept: Iterable[Generation],
@@ -62,7 +60,7 @@ class Desk:
         if isinstance(outcome, Exception):
             self.observer.failed(outcome, seconds)
         else:
-            self.observer.passed(config, outcome, seconds)
+            self.observer.passed(outcome, seconds)
         self.observer.recall(kept)
         self.observer.drifted(drift)
 

@@ -88,13 +88,13 @@ class Observer:
         self._state, self._config = state, config
         self._roster = Roster.recovered(config, state) if config else Roster()
 
-    def saw(self, config: Config, view: View) -> None:
+    def saw(self, view: View) -> None:
         """What the view holds is in the maps, whatever else that pass came to."""
         self.verified = True
-        self._config, self._state, self._roster = config, view.held, Roster.of(view.desired)
+        self._config, self._state, self._roster = view.config, view.held, Roster.of(view.desired)
 
-    def passed(self, config: Config, view: View, seconds: float) -> None:
-        self.saw(config, view)
+    def passed(self, view: View, seconds: float) -> None:
+        self.saw(view)
         self._refused = tuple(str(finding) for finding in view.findings if finding.refused)
         self._blocked = tuple(why for _, why in sorted(view.blocked.items()))
         self._converged, self._apply = True, None

@@ -68,6 +68,27 @@ def test_what_fits_is_applied_and_what_does_not_is_told_until_it_does(balancer: 
     assert balancer.status()["blocked"] == []
 
 
+def test_what_only_a_blocked_service_has_can_be_taken_out(balancer: Balancer) -> None:
+    """Its file is not the one that was offered last; its backends get connections all the same."""
+    two = "old: {address: 10.1.2.140, port: 80}, other: {address: 10.1.2.141, port: 80}"
+    before = TOO_MUCH.replace(CROWD, two)
+    balancer.config.write_text(before)
+    balancer.start()
+    balancer.config.write_text(TOO_MUCH)
+    until(lambda: balancer.status()["blocked"], what="the crowd does not fit")
+    done = balancer.command("override", "crowd/old", "down", "--for", "1h", "--reason", "its disk")
+    assert "crowd/old is forced down until" in done.stdout, done.stderr
+    until(
+        lambda: standing(balancer, "crowd") == {"old": False, "other": True},
+        what="only other gets any",
+    )
+
+
+def standing(balancer: Balancer, pool: str) -> dict[str, bool]:
+    pools = {one["name"]: one["backends"] for one in balancer.status()["pools"]}
+    return {one["name"]: one["usable"] for one in pools[pool]}
+
+
 def _a_dry_run_says_so(balancer: Balancer) -> None:
     files = ("--config", str(balancer.config), "--node", str(balancer.node))
     found = balancer.command("--dry-run", "--detailed-exitcode", *files)
