@@ -83,7 +83,7 @@ def subject_of(url: str, timeout: float, settings: Sequence[str]) -> Subject:
     for setting in settings:
         name, _, value = setting.partition("=")
         check[name.replace("-", "_")] = _value(value)
-    address = _address(parts.hostname)
+    address = addresses(parts.hostname)[0]
     if address != parts.hostname and parts.scheme in {"http", "https"}:
         check.setdefault("host", parts.netloc.rpartition("@")[2])
     port = parts.port or PORTS.get(parts.scheme, 0)
@@ -113,13 +113,13 @@ def _value(text: str) -> Any:  # noqa: ANN401 - whatever JSON has
         return text
 
 
-def _address(host: str) -> str:
-    """Checks have addresses; whoever tries one by hand may have a name."""
+def addresses(host: str) -> tuple[str, ...]:
+    """Checks have addresses; whoever tries one by hand may have a name. As the resolver orders them."""
     try:
-        return str(ip_address(host))
+        return (str(ip_address(host)),)
     except ValueError:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-        return str(found[0][4][0])
+        return tuple(dict.fromkeys(str(one[4][0]) for one in found))
 
 
 class Shown:
@@ -168,6 +168,8 @@ def probe(url: str, timeout: float | None, settings: Sequence[str], path: Path) 
         print(f"{(time.monotonic() - began) * 1000:9.1f} ms  {text}")
 
     tell(f"{where.check.type} check of {where}, {where.check.timeout:g} s for all of it")
+    if others := () if by_name else addresses(urlsplit(url).hostname or "")[1:]:
+        tell(f"not of {', '.join(others)}, which {urlsplit(url).hostname} also is")
     for way in where.via:
         tell(f"as clients of {way.service}: {way.address} port {way.port}, mark {way.mark:#x}")
     result = asyncio.run(_one(where, tell))

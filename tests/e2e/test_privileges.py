@@ -15,7 +15,7 @@ from bpf.pins import Pins
 from tests.support.balancer import CONFIG, NODE, Balancer
 from tests.support.lab import BALANCER, ROOT
 from tests.support.objects import SAME, changed
-from tests.support.unit import unit
+from tests.support.unit import from_a_readable_place, unit
 from tests.support.wait import until
 
 CAPABILITIES = {
@@ -101,9 +101,10 @@ def test_a_check_that_its_unit_does_not_allow_says_what_is_missing(balancer: Bal
         "setpriv", "--reuid", str(unit("healthcheck").uid), "--regid", str(unit("healthcheck").gid),
         "--clear-groups", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs",
     )  # fmt: skip
-    asked = (sys.executable, "-m", "healthcheck", "--once", "--output", "json")
+    targets = str(balancer.run_dir / "targets.json")
+    asked = ("-m", "healthcheck", "--once", "--output", "json", "--targets", targets)
     done = subprocess.run(
-        balancer.host.inside(*bare, *asked, "--targets", str(balancer.run_dir / "targets.json")),
+        balancer.host.inside(*from_a_readable_place(bare, *asked)),
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     rows = {one["name"]: one for one in json.loads(done.stdout)["backends"]}

@@ -77,10 +77,11 @@ class Crowd:
         self._open.close()
 
     def ask(self) -> None:
-        """Half of them wait for an answer from now on: their backend speaks next, not they."""
-        for connections in self.connections.values():
-            for connection in connections[::2]:
-                connection.send()
+        """Half of them wait for an answer from now on: their backend speaks next, and nothing of theirs is under way."""
+        asking = [one for connections in self.connections.values() for one in connections[::2]]
+        for connection in asking:
+            connection.send()
+        until(lambda: all(one.delivered for one in asking), 30, what="all requests delivered")
 
     def hear(self) -> None:
         """The answers that they wait for; those that get none go on with nobody."""

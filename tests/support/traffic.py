@@ -6,6 +6,7 @@ Nothing here retries: a request that fails is a failure.
 import contextlib
 import http.client
 import socket
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ from tests.support.namespace import Namespace
 from tests.support.wait import PATIENCE
 
 _PATIENCE = 10.0 * PATIENCE
+_UNACKED = 24  # where it is in struct tcp_info
 _IP_MTU, _IPV6_MTU = 14, 24  # <linux/in.h>, <linux/in6.h>
 _WINDOW = 16  # UDP probes under way at once
 
@@ -68,6 +70,12 @@ class Connection:
     def receive(self) -> Answer:
         response = self._http.getresponse()
         return Answer(response.getheader("X-Backend", "nobody"), response.read())
+
+    @property
+    def delivered(self) -> bool:
+        """The other end's kernel has said that it has all that was sent."""
+        info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _UNACKED + 4)
+        return not int.from_bytes(info[_UNACKED:], sys.byteorder)
 
     @property
     def path_mtu(self) -> int:

@@ -141,13 +141,24 @@ def test_probe_shows_each_step(capsys: pytest.CaptureFixture[str]) -> None:
 
     with serving(serve) as port:
         assert cli.main(["probe", f"http://127.0.0.1:{port}/up?x=1", "--set", "host=www"]) == 2
-        assert cli.main(["probe", f"tcp://localhost:{port}"]) == 0
+        assert (
+            cli.main(["probe", f"tcp://127.1:{port}"]) == 0
+        )  # a name, to everybody but the resolver
     lines = [line.split(" ms  ")[1] for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == f"http check of 127.0.0.1:{port}, 1 s for all of it"
     assert "GET /up?x=1 HTTP/1.1" in lines[1]
     assert lines[2] == "received 22 bytes: 'HTTP/1.1 503 Later\\r\\n\\r\\n'"
     assert lines[3] == "fail: wrong-status: status 503, expected 200-399"
     assert lines[-1] == "pass: connected"
+
+
+def test_a_name_of_several_addresses_is_probed_at_the_first_and_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = [(0, 0, 0, "", (address, 0)) for address in ("127.0.0.1", "127.0.0.1", "::1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: both)
+    cli.main(["probe", f"tcp://twofold:{closed_port()}"])
+    assert "not of ::1, which twofold also is" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
