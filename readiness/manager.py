@@ -61,13 +61,16 @@ class ServiceManager:
             self._pinged = now
             self._send("WATCHDOG=1")
 
-    def working(self) -> None:
-        """A step of something long is done: the start may take longer, as long as such steps go on."""
+    def working(self, patience: float = PATIENCE) -> None:
+        """A step of something long is done: the start may take longer, as long as such steps go on.
+
+        `patience` is for the next step. A manager that was told of more already keeps to that.
+        """
         self.alive()
         now = self._clock()
         if not self._is_ready and now - self._extended >= OFTEN:
             self._extended = now
-            self._send(f"EXTEND_TIMEOUT_USEC={round(PATIENCE * 1e6)}")
+            self._send(f"EXTEND_TIMEOUT_USEC={round(patience * 1e6)}")
 
     def status(self, text: str) -> None:
         """For people who ask how we are; sent when it is news."""

@@ -76,6 +76,7 @@ from reconciler.start import (
 )
 
 log = logging.getLogger("reconciler")
+LOADING = 300.0  # seconds for the verifier, which says nothing meanwhile
 EXAMPLES = """\
 examples:
   reconciler --config lb.yaml --node node.yaml
@@ -216,9 +217,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.error(wrong)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.INFO)
     collect_seldom()
-    if options.run is not override.run:  # which asks the daemon first, as who it is
-        act_as_owner()
     try:
+        if options.run is not override.run:  # which asks the daemon first, as who it is
+            act_as_owner()
         code: int = options.run(options)
     except Rejected as error:
         print(error, file=sys.stderr)
@@ -274,7 +275,7 @@ def run(options: argparse.Namespace) -> int:
         follower = follower_of(options, source, node, place)
         # Rejected before anything is loaded: the first file decides whether there is a start.
         accepted = follower.once() if options.once else None
-        manager.working()  # the verifier takes seconds, on a busy machine many
+        manager.working(LOADING)
         heard = logging.getLogger("bpf").info
         with Instance.load(place.instance, sizes, log=heard, working=manager.working) as instance:
             if other := outdated(instance, sizes):

@@ -12,8 +12,9 @@ from pathlib import Path
 from bpf.pins import ROOT
 
 _VERSION = 0x20080522  # of capset's structures: 64 bits in two halves
-_KEEP_CAPABILITIES = 8  # of prctl
+KEEP_CAPABILITIES = 8  # of prctl
 _AMBIENT, _CLEAR_ALL = 47, 4
+_ALL = (1 << 64) - 1
 
 
 class _Header(ctypes.Structure):
@@ -40,10 +41,16 @@ def act_as_owner(folder: Path = ROOT) -> None:
     if os.geteuid() != 0 or owner.st_uid == 0:
         return
     os.environ.setdefault("LOGNAME", "root")  # who suspends or overrides is told by this
-    _libc().prctl(_KEEP_CAPABILITIES, 1, 0, 0, 0)
-    os.setresgid(owner.st_gid, owner.st_gid, owner.st_gid)
-    os.setresuid(owner.st_uid, owner.st_uid, owner.st_uid)
-    _raise_all()
+    _libc().prctl(KEEP_CAPABILITIES, 1, 0, 0, 0)
+    try:
+        os.setresgid(owner.st_gid, owner.st_gid, owner.st_gid)
+        os.setresuid(owner.st_uid, owner.st_uid, owner.st_uid)
+    except PermissionError as error:
+        raise PermissionError(
+            f"{folder} is uid {owner.st_uid}'s, as whom root has to act here, and may not:"
+            " CAP_SETUID and CAP_SETGID are missing (CapabilityBoundingSet= of a unit takes them away)"
+        ) from error
+    keep_effective()
     try:
         os.environ["HOME"] = pwd.getpwuid(owner.st_uid).pw_dir  # where git's ssh finds its keys
     except KeyError:
@@ -55,11 +62,12 @@ def keep_to_ourselves() -> None:
     _libc().prctl(_AMBIENT, _CLEAR_ALL, 0, 0, 0)
 
 
-def _raise_all() -> None:
-    """What is permitted becomes effective again: leaving uid 0 has lowered it."""
+def keep_effective(mask: int = _ALL) -> None:
+    """Of what this thread is permitted it keeps these, and they are effective again: leaving uid 0 has lowered them."""
     header, halves = _Header(_VERSION, 0), (_Half * 2)()
     _libc().capget(ctypes.byref(header), halves)
-    for half in halves:
+    for number, half in enumerate(halves):
+        half.permitted &= (mask >> 32 * number) & 0xFFFFFFFF
         half.effective = half.permitted
     if _libc().capset(ctypes.byref(header), halves) != 0:
         code = ctypes.get_errno()

@@ -1,4 +1,4 @@
-"""Where the demo plays: the lab, a git repository with lb.yaml in it, and the real daemons.
+"""Where the demo plays: the lab, a git repository with lb.yaml in it, and the real daemons, run as their units say.
 
 Decides nothing about the story. Whatever happens, nothing of it stays behind.
 """
@@ -22,8 +22,10 @@ from clients import Clients
 from bpf import kernel
 from tests.support.lab import ROOT, Backend, Lab
 from tests.support.repository import Repository
+from tests.support.unit import open_folder, unit
 from tests.support.wait import until
 
+RUN_DIRS = Path("/run/evenkeel")
 EXAMPLES = ROOT / "examples"
 ADDRESS, PORT, BACKEND_PORT = "192.0.2.10", 80, 8080
 PATIENCE = 30.0
@@ -71,12 +73,20 @@ class Stage(contextlib.ExitStack):
             self.lab.serve(backend, BACKEND_PORT)
         self.name = self.lab.prefix
         self.callback(forget, self.name)
-        self.folder = Path(self.enter_context(tempfile.TemporaryDirectory(prefix=self.name)))
+        self.folder = self.enter_context(open_folder())
+        self._directories()
         self.repository = Repository(self.folder / "lb")
         self.node = self.folder / "node.yaml"
         self.node.write_text((self.example / "node.yaml").read_text())
         self.source = ("--from-git", self.repository.url, "--every", "1")
         self.place = ("--instance", self.name, "--state-dir", str(self.folder / "state"))
+
+    def _directories(self) -> None:
+        """The repository is root's, as an operator's might be; these are the daemons', as their units have it."""
+        RUN_DIRS.mkdir(exist_ok=True)
+        reconciler = unit("reconciler")
+        reconciler.own(RUN_DIRS / self.name, reconciler.mode("RuntimeDirectory"))
+        reconciler.own(self.folder / "state", reconciler.mode("StateDirectory"))
 
     # ---- the file
 
@@ -108,7 +118,7 @@ class Stage(contextlib.ExitStack):
         log = self.logs[program] = self.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 -- entered here
         process = subprocess.Popen(
             self._inside(program, *arguments), stdout=log, stderr=log, cwd=ROOT,
-            start_new_session=True,
+            umask=unit(program).umask, start_new_session=True,
         )  # fmt: skip
         self.daemons[program] = process
         self.callback(stop, process)
@@ -163,7 +173,8 @@ class Stage(contextlib.ExitStack):
         return True
 
     def _inside(self, program: str, *arguments: str) -> tuple[str, ...]:
-        return self.lab.balancer.inside(sys.executable, "-m", program, *arguments)
+        """As the unit's user, with its capabilities: daemons, and commands, which root would type and do as that user."""
+        return self.lab.balancer.inside(*unit(program).command(*arguments))
 
     def _opened(self) -> kernel.Instance | None:
         self.running()
@@ -217,7 +228,7 @@ def forget(name: str) -> None:
     """What stays pinned on purpose when the daemons stop."""
     with contextlib.suppress(kernel.NotLoaded):
         kernel.Instance.open(name).teardown()
-    shutil.rmtree(f"/run/evenkeel/{name}", ignore_errors=True)
+    shutil.rmtree(RUN_DIRS / name, ignore_errors=True)
 
 
 def expect(what: bool, message: str) -> None:

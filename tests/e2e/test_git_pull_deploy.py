@@ -1,4 +1,7 @@
-"""The script of examples/pull-deploy, run for real: what it publishes and what it refuses."""
+"""The script of examples/pull-deploy, run for real: what it publishes and what it refuses.
+
+By root, because that is whose lb.yaml is; with no more capabilities than its unit has. test_package runs the unit.
+"""
 
 import os
 import shutil
@@ -11,8 +14,10 @@ import pytest
 from tests.support.balancer import CONFIG, NODE
 from tests.support.lab import ROOT
 from tests.support.repository import Repository, allowed_signers, signing_key
+from tests.support.unit import unit_at
 
 SCRIPT = ROOT / "examples/pull-deploy/evenkeel-deploy"
+UNIT = unit_at(SCRIPT.with_name("evenkeel-deploy.service"), "evenkeel-deploy")
 OTHER = CONFIG.replace("port: 8080}", "port: 8080, weight: 50}", 1)
 
 
@@ -42,7 +47,11 @@ class Deploy:
             "PYTHONPATH": str(ROOT),
         }
         return subprocess.run(
-            (str(SCRIPT),), env=os.environ | settings, capture_output=True, text=True, check=False
+            (*UNIT.privileges(), str(SCRIPT)),
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            check=False,
         )
 
     def published(self) -> tuple[str, str]:

@@ -1,9 +1,15 @@
-"""Real repositories, real git: what is followed, what is refused, and what a stuck remote costs."""
+"""Real repositories, real git: what is followed, what is refused, and what a stuck remote costs.
 
+Whoever follows is the user of the reconciler's unit, with its capabilities, and so is the git that it starts; the
+repositories are root's.
+"""
+
+import functools
 import os
 import socket
 import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,21 +22,54 @@ from reconciler.source import FileSource, Poke
 from reconciler.yamlpos import MAX_BYTES
 from tests.support.hurried import Hurried
 from tests.support.repository import Repository, allowed_signers, signing_key
+from tests.support.unit import open_folder, unit
 from tests.support.wait import until
 
 OLD, NEW = "a: 1\n...\n", "a: 2\n...\n"
 
 
+DAEMON = unit("reconciler")
+
+
+class Following(GitSource):
+    """As the daemon does it: each call, and the thread."""
+
+    def fetch(self) -> Candidate:
+        return DAEMON.doing(super().fetch)
+
+    def preview(self) -> Candidate:
+        return DAEMON.doing(super().preview)
+
+    def accepted(self, revision: Revision) -> None:
+        DAEMON.doing(functools.partial(super().accepted, revision))
+
+    def start(self, poke: Poke) -> None:
+        DAEMON.doing(functools.partial(super().start, poke))
+
+    def close(self) -> None:
+        DAEMON.doing(super().close)
+
+
 @pytest.fixture
-def upstream(tmp_path: Path) -> Repository:
-    made = Repository(tmp_path / "upstream")
+def folder() -> Iterator[Path]:
+    with open_folder() as made:
+        DAEMON.own(made / "state", DAEMON.mode("StateDirectory"))
+        yield made
+
+
+@pytest.fixture
+def upstream(folder: Path) -> Repository:
+    made = Repository(folder / "upstream")
     made.commit(OLD, "first")
     return made
 
 
 def source(upstream: Repository, terms: Terms | None = None, path: str = "lb.yaml") -> GitSource:
-    mirror = upstream.folder.with_name("state") / "git"
-    return GitSource(Place(upstream.url, path), mirror, terms)
+    return Following(Place(upstream.url, path), mirror_beside(upstream), terms)
+
+
+def mirror_beside(upstream: Repository) -> Path:
+    return upstream.folder.with_name("state") / "git"
 
 
 def reason(follower: GitSource) -> str:
@@ -61,7 +100,7 @@ def test_the_content_comes_with_who_said_what(upstream: Repository) -> None:
 
 def test_nothing_is_checked_out(upstream: Repository) -> None:
     source(upstream).fetch()
-    mirror = upstream.folder.with_name("state") / "git"
+    mirror = mirror_beside(upstream)
     assert (mirror / "objects").is_dir()
     assert not list(mirror.rglob("*.yaml"))
     assert not (mirror / "index").exists()
@@ -91,21 +130,21 @@ def test_a_restart_does_not_forget_what_was_accepted(upstream: Repository) -> No
     assert source(upstream).fetch().ancestry is Ancestry.BACKWARD
 
 
-def test_another_repository_is_no_continuation(upstream: Repository, tmp_path: Path) -> None:
+def test_another_repository_is_no_continuation(upstream: Repository, folder: Path) -> None:
     take(source(upstream))
-    stranger = Repository(tmp_path / "stranger")
+    stranger = Repository(folder / "stranger")
     stranger.commit("other: 1\n")
-    mirror = tmp_path / "state/git"
-    assert GitSource(Place(stranger.url, "lb.yaml"), mirror).fetch().ancestry is Ancestry.DIVERGED
+    mirror = folder / "state/git"
+    assert Following(Place(stranger.url, "lb.yaml"), mirror).fetch().ancestry is Ancestry.DIVERGED
 
 
 def test_a_preview_leaves_no_trace(upstream: Repository) -> None:
     follower = source(upstream)
     assert follower.preview().revision.text == OLD
-    assert not upstream.folder.with_name("state").exists()
+    assert not mirror_beside(upstream).exists()
     take(follower)
     upstream.commit(NEW)
-    mirror = upstream.folder.with_name("state") / "git"
+    mirror = mirror_beside(upstream)
     before = sorted(mirror.rglob("*"))
     found = follower.preview()
     assert (found.ancestry, found.revision.text) == (Ancestry.FORWARD, NEW)
@@ -117,9 +156,9 @@ def test_a_repository_of_another_user(upstream: Repository) -> None:
     assert source(upstream).fetch().revision.text == OLD
 
 
-def test_a_checkout_in_place_is_never_read_half(tmp_path: Path) -> None:
+def test_a_checkout_in_place_is_never_read_half(folder: Path) -> None:
     """git unlinks, creates and writes in pieces, and half of a file is often valid."""
-    tree = Repository(tmp_path / "tree")
+    tree = Repository(folder / "tree")
     one, two = ("".join(f"{name}{n}: {n}\n" for n in range(100_000)) for name in "ab")
     commits = {tree.commit(text): text for text in (one, two)}
     clock, taken, done = Hurried(), [], threading.Event()
@@ -149,7 +188,7 @@ def test_a_checkout_in_place_is_never_read_half(tmp_path: Path) -> None:
 
 def _offered(follower: FileSource) -> list[Revision]:
     try:
-        found = follower.look()
+        found = DAEMON.doing(follower.look)  # who may ask for a lease on another user's file
     except SourceError as error:
         assert error.reason in {"FileMissing", "Restless"}  # noqa: PT017 -- git unlinks it first
         return []
@@ -159,10 +198,11 @@ def _offered(follower: FileSource) -> list[Revision]:
 # ---- signatures
 
 
-def test_only_allowed_signers_are_followed(upstream: Repository, tmp_path: Path) -> None:
-    ops, stranger = signing_key(tmp_path, "ops"), signing_key(tmp_path, "stranger")
-    terms = Terms(verify=True, allowed_signers=allowed_signers(tmp_path, ops))
-    follower = source(upstream, terms)
+def test_only_allowed_signers_are_followed(upstream: Repository, folder: Path) -> None:
+    """By root: ssh-keygen works for nobody whom /etc/passwd does not know. test_package has it by the unit's user."""
+    ops, stranger = signing_key(folder, "ops"), signing_key(folder, "stranger")
+    terms = Terms(verify=True, allowed_signers=allowed_signers(folder, ops))
+    follower = GitSource(Place(upstream.url, "lb.yaml"), folder / "git", terms)
     assert reason(follower) == "Unverified"  # not signed at all
     signed = upstream.commit(NEW, key=ops)
     found = take(follower).revision
@@ -215,16 +255,16 @@ def test_options_and_ways_out_are_no_places(repository: str, ref: str, path: str
     assert Place(repository, path, ref).problem()
 
 
-def test_helpers_that_run_commands_are_not_asked(tmp_path: Path) -> None:
-    place = Place(f"ext::sh -c touch% {tmp_path}/ran", "lb.yaml")
-    assert reason(GitSource(place, tmp_path / "state/git")) == "FetchFailed"
-    assert not (tmp_path / "ran").exists()
+def test_helpers_that_run_commands_are_not_asked(folder: Path) -> None:
+    place = Place(f"ext::sh -c touch% {folder}/state/ran", "lb.yaml")
+    assert reason(Following(place, folder / "state/git")) == "FetchFailed"
+    assert not (folder / "state/ran").exists()
 
 
 def test_what_the_caller_says_about_git_does_not_count(
-    upstream: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    upstream: Repository, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GIT_DIR", str(tmp_path))
+    monkeypatch.setenv("GIT_DIR", str(folder))
     monkeypatch.setenv("GIT_SSH_COMMAND", "false")
     monkeypatch.setenv("GIT_CONFIG_PARAMETERS", "'core.bare=maybe'")
     assert source(upstream).fetch().revision.text == OLD
@@ -234,20 +274,20 @@ def test_what_the_caller_says_about_git_does_not_count(
 
 
 def test_a_remote_that_hangs_is_given_up_and_everything_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"git://127.0.0.1:{silent.getsockname()[1]}/x.git"
-        follower = GitSource(Place(url, "lb.yaml"), tmp_path / "state/git", Terms(timeout=0.3))
+        follower = Following(Place(url, "lb.yaml"), folder / "state/git", Terms(timeout=0.3))
         with pytest.raises(SourceError, match=r"no end after 0\.3 s, killed"):
             follower.fetch()
     until(lambda: not _asking(url), what="the end of git's children")
 
 
-def test_stopping_does_not_wait_for_a_remote_that_hangs(tmp_path: Path) -> None:
+def test_stopping_does_not_wait_for_a_remote_that_hangs(folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"git://127.0.0.1:{silent.getsockname()[1]}/x.git"
-        follower = GitSource(Place(url, "lb.yaml"), tmp_path / "state/git")
+        follower = Following(Place(url, "lb.yaml"), folder / "state/git")
         follower.start(Poke())
         until(lambda: _asking(url), what="a fetch")
         stopper = threading.Thread(target=follower.close)
@@ -306,10 +346,8 @@ def test_a_mistake_of_ours_does_not_end_the_following(
     follower.close()
 
 
-def test_pauses_grow_with_failures_up_to_a_limit(tmp_path: Path) -> None:
-    follower = GitSource(
-        Place(str(tmp_path / "none"), "lb.yaml"), tmp_path / "git", Terms(every=30)
-    )
+def test_pauses_grow_with_failures_up_to_a_limit(folder: Path) -> None:
+    follower = Following(Place(str(folder / "none"), "lb.yaml"), folder / "git", Terms(every=30))
     pauses = []
     for _ in range(6):
         pauses.append(follower.pause(0))
@@ -319,11 +357,11 @@ def test_pauses_grow_with_failures_up_to_a_limit(tmp_path: Path) -> None:
 
 
 def test_without_git_the_message_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PATH", str(folder))
     with pytest.raises(GitError, match="install it"):
-        Git(tmp_path / "git").create()
+        Git(folder / "git").create()
 
 
 def test_a_fetch_may_not_fill_the_disk(

@@ -1,19 +1,27 @@
-"""Checks of a server that nobody wrote for them, and of hosts and links that are not there."""
+"""Checks of a server that nobody wrote for them, and of hosts and links that are not there.
 
+The probes are sent by a process with the user and the capabilities of healthcheck's unit (tests/support/prober.py).
+"""
+
+import itertools
+import json
+import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from healthcheck.definition import Subject
-from healthcheck.exchange import Reason
+from healthcheck.exchange import Reason, Result
+from healthcheck.health import State
 from tests.support.certificates import Certificate, make
-from tests.support.health import a_row_of, closed_port, probe, subject
-from tests.support.lab import ROOT
+from tests.support.health import a_fleet, backend, check, closed_port
+from tests.support.namespace import Namespace
+from tests.support.prober import Prober
+from tests.support.unit import open_folder
 from tests.support.wait import until
 
 NGINX = "/usr/sbin/nginx"
@@ -50,31 +58,40 @@ class Nginx:
         command = [NGINX, "-p", str(place), "-e", str(place / "error.log"), "-c", "nginx.conf"]
         self.process = subprocess.Popen(command)
 
-    def http(self, path: str, **changes: object) -> Subject:
-        return subject(self.port, kind="http", path=path, **changes)  # type: ignore[arg-type]
+    def http(self, path: str, **changes: object) -> dict[str, Any]:
+        return {"port": self.port, "type": "http", "path": path, **changes}
 
-    def https(self, **changes: object) -> Subject:
+    def https(self, **changes: object) -> dict[str, Any]:
         options = {"ca": str(self.certificate.chain), "host": "www.example", "path": "/ready"}
-        return subject(self.secure, kind="https", **{**options, **changes})  # type: ignore[arg-type]
+        return {"port": self.secure, "type": "https", **options, **changes}
 
 
 @pytest.fixture(scope="module")
-def nginx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nginx]:
-    if not Path(NGINX).exists():
-        pytest.skip("no nginx: scripts/setup installs it")
-    with running(tmp_path_factory.mktemp("nginx")) as made:
+def prober() -> Iterator[Prober]:
+    with Prober() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def nginx(prober: Prober) -> Iterator[Nginx]:
+    with running(prober) as made:
         yield made
 
 
 @contextmanager
-def running(place: Path) -> Iterator[Nginx]:
-    made = Nginx(place)
-    try:
-        until(lambda: probe(made.http("/ready")).reason is Reason.ANSWERED, what="nginx")
-        yield made
-    finally:
-        made.process.kill()
-        made.process.wait(10)
+def running(prober: Prober) -> Iterator[Nginx]:
+    if not Path(NGINX).exists():
+        pytest.skip("no nginx: scripts/setup installs it")
+    with open_folder() as place:
+        made = Nginx(place)
+        try:
+            until(
+                lambda: prober.probe(**made.http("/ready")).reason is Reason.ANSWERED, what="nginx"
+            )
+            yield made
+        finally:
+            made.process.kill()
+            made.process.wait(10)
 
 
 @pytest.mark.parametrize(
@@ -95,9 +112,9 @@ def running(place: Path) -> Iterator[Nginx]:
     ],
 )
 def test_nginx_over_http(
-    nginx: Nginx, path: str, changes: dict[str, object], reason: Reason
+    nginx: Nginx, prober: Prober, path: str, changes: dict[str, object], reason: Reason
 ) -> None:
-    assert probe(nginx.http(path, **changes)).reason is reason
+    assert prober.probe(**nginx.http(path, **changes)).reason is reason
 
 
 @pytest.mark.parametrize(
@@ -109,162 +126,161 @@ def test_nginx_over_http(
         ({"path": "/later"}, Reason.WRONG_STATUS),
     ],
 )
-def test_nginx_over_tls(nginx: Nginx, changes: dict[str, object], reason: Reason) -> None:
-    assert probe(nginx.https(**changes)).reason is reason
+def test_nginx_over_tls(
+    nginx: Nginx, prober: Prober, changes: dict[str, object], reason: Reason
+) -> None:
+    assert prober.probe(**nginx.https(**changes)).reason is reason
 
 
-def test_a_certificate_that_the_system_does_not_know(nginx: Nginx) -> None:
-    where = subject(nginx.secure, kind="https", host="www.example")
-    assert probe(where).reason is Reason.TLS_UNTRUSTED
+def test_a_certificate_that_the_system_does_not_know(nginx: Nginx, prober: Prober) -> None:
+    found = prober.probe(nginx.secure, type="https", host="www.example")
+    assert found.reason is Reason.TLS_UNTRUSTED
 
 
-def test_plain_http_to_a_tls_port_and_tls_to_a_plain_one(nginx: Nginx) -> None:
-    wrong = subject(nginx.secure, kind="http", path="/ready", expect=[[200, 299]])
-    assert probe(wrong).reason is Reason.WRONG_STATUS  # nginx says 400, in plain words
-    assert probe(subject(nginx.port, kind="https")).reason is Reason.TLS_PROTOCOL
+def test_plain_http_to_a_tls_port_and_tls_to_a_plain_one(nginx: Nginx, prober: Prober) -> None:
+    wrong = prober.probe(nginx.secure, type="http", path="/ready", expect=[[200, 299]])
+    assert wrong.reason is Reason.WRONG_STATUS  # nginx says 400, in plain words
+    assert prober.probe(nginx.port, type="https").reason is Reason.TLS_PROTOCOL
 
 
 @pytest.mark.parametrize("kind", ["http", "https"])
 def test_a_server_that_ends_kept_connections_when_it_likes_fails_no_check(
-    nginx: Nginx, kind: str
+    nginx: Nginx, prober: Prober, kind: str
 ) -> None:
     where = (
         nginx.http("/ready", keep_alive=True) if kind == "http" else nginx.https(keep_alive=True)
     )
-    with a_row_of(where) as row:
-        assert {row.probe().reason for _ in range(10)} == {Reason.ANSWERED}
+    assert {one.reason for one in prober.row(times=10, **where)} == {Reason.ANSWERED}
 
 
-def test_a_server_that_hangs_and_one_that_is_gone(tmp_path: Path) -> None:
+def test_a_server_that_hangs_and_one_that_is_gone(prober: Prober) -> None:
     """Its kernel goes on taking connections: a tcp check proves nothing more, an http check does."""
-    if not Path(NGINX).exists():
-        pytest.skip("no nginx: scripts/setup installs it")
-    with running(tmp_path) as nginx:
+    with running(prober) as nginx:
         nginx.process.send_signal(signal.SIGSTOP)
-        assert probe(subject(nginx.port)).reason is Reason.CONNECTED
-        assert probe(nginx.http("/ready", timeout=0.3)).reason is Reason.ANSWER_TIMEOUT
+        assert prober.probe(nginx.port).reason is Reason.CONNECTED
+        silent = prober.probe(**nginx.http("/ready", timeout=0.3))
+        assert silent.reason is Reason.ANSWER_TIMEOUT
         nginx.process.kill()
         nginx.process.wait(10)
-        assert probe(nginx.http("/ready")).reason is Reason.REFUSED
+        assert prober.probe(**nginx.http("/ready")).reason is Reason.REFUSED
 
 
 # ---- hosts and links that are not there
 
-FAULTS = """
-import subprocess
-from pathlib import Path
-def ip(*commands):
-    for command in commands:
-        subprocess.run(["ip", *command.split()], check=True)
-ip("link set lo up", "link add ek0 type veth peer name ek1", "addr add 10.9.0.1/24 dev ek0", "link set ek0 up", "link set ek1 up")
-Path("/proc/sys/net/ipv4/neigh/ek0/retrans_time_ms").write_text("50")
-from tests.support.health import probe, subject
-def said(address, **changes):
-    result = probe(subject(8080, address, **changes))
-    print(result.outcome.value, result.reason)
-ip("neigh add 10.9.0.3 lladdr 02:00:00:00:00:03 dev ek0")
-said("10.9.0.3", timeout=0.3)               # frames go out, nothing comes back: filtered
-said("10.9.0.4", timeout=5.0)               # nobody answers for the address: the host is down
-ip("route add unreachable 10.8.0.0/24")
-said("10.8.0.1")                            # routing says so
-said("10.7.0.1")                            # no route of ours
-ip("link set ek0 down")
-said("10.9.0.3", timeout=0.3)               # our own link is down
+LINK = """\
+link set lo up
+link add ek0 type veth peer name ek1
+addr add 10.9.0.1/24 dev ek0
+link set ek0 up
+link set ek1 up
+neigh add 10.9.0.3 lladdr 02:00:00:00:00:03 dev ek0
 """
+_numbers = itertools.count(1)
 
 
-CARRIER = (
-    FAULTS.partition("def said")[0]
-    + """
-from tests.support.health import FAIL, a_fleet, backend, check, probe, subject
-from healthcheck.health import State
-from tests.support.wait import until
-ip("neigh add 10.9.0.3 lladdr 02:00:00:00:00:03 dev ek0", "-6 addr add 2001:db8::1/64 dev ek0 nodad",
-   "neigh add 2001:db8::3 lladdr 02:00:00:00:00:03 dev ek0")
-def said(address, kind, **changes):
-    result = probe(subject(8080, address, type=kind, timeout=0.2, **changes))
-    print(kind, result.outcome.value, result.reason, result.detail)
-    return result
-KINDS = (("10.9.0.3", "tcp"), ("10.9.0.3", "http"), ("10.9.0.3", "dns"), ("10.9.0.3", "icmp"), ("2001:db8::3", "tcp"))
-said("10.9.0.3", "tcp")                     # frames go out: the host's fault
-ip("link set ek1 down")                     # the other end: ours stays up, without a carrier
-results = [said(*each) for each in KINDS]
-results.append(said("10.9.0.3", "tcp", interface="ek0"))
-one = backend(1, check=check(fall=1))
-with a_fleet(one, states={1: State.UP}) as (fleet, health_map):
-    for result in results:
-        fleet.hear(result)
-        fleet.settle()
-    fleet.publish()
-    print(health_map.states[1].name.lower(), [each.type for each in fleet.conditions.all()])
-    ip("link set ek1 up")
-    until(lambda: not fleet.hear(probe(subject(8080, "10.9.0.3", timeout=0.2))) and fleet.settle()
-          or health_map.states[1] is State.DOWN, what="a failure that counts again")
-    print(health_map.states[1].name.lower())
-"""
-)
+class Wire:
+    """A link on whose other end nobody is, and who probes through it. What changes on it is root's doing."""
+
+    def __init__(self, place: Namespace, prober: Prober) -> None:
+        self._place, self._prober = place, prober
+
+    def ip(self, *commands: str) -> None:
+        self._place.ip("".join(f"{command}\n" for command in commands))
+
+    def silence_ipv6(self) -> None:
+        """Else the kernel has something to say of its own."""
+        self._place.sysctl("net.ipv6.conf.ek0.disable_ipv6=1")
+
+    def probe(self, address: str, **changes: object) -> Result:
+        return self._prober.probe(8080, address, **changes)
+
+    def sent(self) -> int:
+        shown = self._place.run("ip", "-json", "-statistics", "link", "show", "dev", "ek0")
+        return int(json.loads(shown)[0]["stats64"]["tx"]["packets"])
 
 
-def test_a_link_of_ours_without_carrier_is_held_against_nobody() -> None:
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    place = Namespace(f"ek{os.getpid()}nwire{next(_numbers)}")
+    try:
+        place.ip(LINK)
+        place.sysctl("net.ipv4.neigh.ek0.retrans_time_ms=50")
+        with Prober(place) as prober:
+            yield Wire(place, prober)
+    finally:
+        place.delete()
+
+
+def test_a_link_of_ours_without_carrier_is_held_against_nobody(wire: Wire) -> None:
     """The cable is pulled: our end is up by configuration, has its routes, and carries nothing."""
-    run = ["unshare", "--net", sys.executable, "-c", CARRIER]
-    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=ROOT)
-    heard = done.stdout.splitlines()
-    assert heard[0] == "tcp fail connect-timeout nothing came back", done.stderr
-    said = "neutral own-trouble not counted while ek0 has no carrier"
-    assert [line.rpartition(":")[0] for line in heard[1:7]] == [
-        f"{kind} {said}" for kind in ("tcp", "http", "dns", "icmp", "tcp", "tcp")
-    ], done.stderr
-    assert heard[7] == "up ['own-trouble']", done.stderr
-    assert heard[8:] == ["down"], done.stderr
-
-
-def test_filtered_down_unreachable_and_what_is_our_own_fault() -> None:
-    run = ["unshare", "--net", sys.executable, "-c", FAULTS]
-    done = subprocess.run(run, capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.stdout.splitlines() == [
-        "fail connect-timeout",
-        "fail unreachable",
-        "fail unreachable",
-        "neutral own-trouble",
-        "neutral own-trouble",
-    ], done.stderr
-
-
-MARKED = (
-    FAULTS.partition("def said")[0]
-    + """
-from tests.support.health import probe, subject
-ip("route add unreachable 10.6.0.9/32", "rule add fwmark 0x2a lookup 42", "route add 10.6.0.9/32 via 10.9.0.3 table 42",
-   "neigh add 10.9.0.3 lladdr 02:00:00:00:00:03 dev ek0")
-def sent():
-    return int(Path("/sys/class/net/ek0/statistics/tx_packets").read_text())
-for kind in ("tcp", "udp", "icmp"):
-    for mark in (0, 41, 42):
-        before = sent()
-        result = probe(subject(8080, "10.6.0.9", type=kind, send="x", timeout=0.2, **({"fwmark": mark} if mark else {})))
-        print(kind, mark, result.reason, sent() - before > 0)
-"""
-)
-
-
-def test_marked_probes_take_the_way_that_a_rule_has_for_their_mark() -> None:
-    """Only packets with the mark have a route: who sees one on the wire has seen the mark."""
-    run = [
-        "unshare",
-        "--net",
-        "--mount",
-        "sh",
-        "-c",
-        'mount -t sysfs sysfs /sys && exec "$@"',
-        "sh",
-    ]
-    done = subprocess.run(
-        [*run, sys.executable, "-c", MARKED], capture_output=True, text=True, check=False, cwd=ROOT
+    wire.ip(
+        "addr add 2001:db8::1/64 dev ek0 nodad",
+        "neigh add 2001:db8::3 lladdr 02:00:00:00:00:03 dev ek0",
     )
-    silent = {"tcp": "connect-timeout", "udp": "answer-timeout", "icmp": "answer-timeout"}
-    assert done.stdout.splitlines() == [
-        f"{kind} {mark} {silence if mark == 42 else 'unreachable'} {mark == 42}"
-        for kind, silence in silent.items()
-        for mark in (0, 41, 42)
-    ], done.stderr
+    heard = wire.probe("10.9.0.3", timeout=0.2)
+    assert said(heard) == "fail connect-timeout", "frames go out: the host's fault"
+
+    wire.ip("link set ek1 down")  # the other end: ours stays up, without a carrier
+    results = [
+        wire.probe("10.9.0.3", type=kind, timeout=0.2) for kind in ("tcp", "http", "dns", "icmp")
+    ]
+    results.append(wire.probe("2001:db8::3", timeout=0.2))
+    results.append(wire.probe("10.9.0.3", timeout=0.2, interface="ek0"))
+    assert {said(one) for one in results} == {"neutral own-trouble"}
+    why = {one.detail.rpartition(":")[0] for one in results}
+    assert why == {"not counted while ek0 has no carrier"}
+    _counts_again_once_it_is_back(wire, results)
+
+
+def _counts_again_once_it_is_back(wire: Wire, results: list[Result]) -> None:
+    with a_fleet(backend(1, check=check(fall=1)), states={1: State.UP}) as (fleet, health_map):
+        for result in results:
+            fleet.hear(result)
+        fleet.publish()
+        assert health_map.states[1] is State.UP
+        assert [each.type for each in fleet.conditions.all()] == ["own-trouble"]
+
+        def has_fallen() -> bool:
+            fleet.hear(wire.probe("10.9.0.3", timeout=0.2))
+            return health_map.states[1] is State.DOWN
+
+        wire.ip("link set ek1 up")
+        until(has_fallen, what="a failure that counts again")
+
+
+def said(result: Result) -> str:
+    return f"{result.outcome.value} {result.reason}"
+
+
+def test_filtered_down_unreachable_and_what_is_our_own_fault(wire: Wire) -> None:
+    filtered = wire.probe("10.9.0.3", timeout=0.3)
+    assert said(filtered) == "fail connect-timeout", "frames go out, nothing comes back"
+    down = wire.probe("10.9.0.4", timeout=5.0)
+    assert said(down) == "fail unreachable", "nobody answers for the address"
+    wire.ip("route add unreachable 10.8.0.0/24")
+    assert said(wire.probe("10.8.0.1")) == "fail unreachable", "routing says so"
+    assert said(wire.probe("10.7.0.1")) == "neutral own-trouble", "no route of ours"
+    wire.ip("link set ek0 down")
+    assert said(wire.probe("10.9.0.3", timeout=0.3)) == "neutral own-trouble", "nor a link"
+
+
+@pytest.mark.parametrize(
+    ("kind", "silence"),
+    [("tcp", "connect-timeout"), ("udp", "answer-timeout"), ("icmp", "answer-timeout")],
+)
+def test_marked_probes_take_the_way_that_a_rule_has_for_their_mark(
+    wire: Wire, kind: str, silence: str
+) -> None:
+    """Only packets with the mark have a route: who sees one on the wire has seen the mark."""
+    wire.silence_ipv6()
+    wire.ip(
+        "route add unreachable 10.6.0.9/32",
+        "rule add fwmark 0x2a lookup 42",
+        "route add 10.6.0.9/32 via 10.9.0.3 table 42",
+    )
+    for fwmark in ({}, {"fwmark": 41}, {"fwmark": 42}):
+        before = wire.sent()
+        result = wire.probe("10.6.0.9", type=kind, send="x", timeout=0.2, **fwmark)
+        has_way = fwmark == {"fwmark": 42}
+        assert result.reason == (silence if has_way else "unreachable")
+        assert (wire.sent() > before) == has_way

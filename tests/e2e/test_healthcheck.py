@@ -1,10 +1,12 @@
-"""The checker as its users run it: a process of its own, a real health map, and a server that breaks and heals."""
+"""The checker as its unit runs it: a process of its own, a real health map, and a server that breaks and heals.
+
+The instance is made as the reconciler's user would: which entries of it the checker's user may reach is in the pins.
+"""
 
 import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from bpf.abi import Health, HealthState
 from bpf.pins import Pins
 from tests.support.health import LOOPBACK, backend, check, closed_port, document, put
 from tests.support.lab import ROOT
+from tests.support.unit import open_folder, unit
 from tests.support.wait import until
 
 INCARNATION = 3 << 20
@@ -58,10 +61,12 @@ class Server:
 class Checker:
     """An instance, and the checker that follows its targets."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         self.name = f"ek{os.getpid()}check"
-        self.directory = directory
-        self.instance = kernel.Instance.load(self.name)
+        self.directory = folder / "run"
+        reconciler = unit("reconciler")
+        reconciler.own(self.directory, reconciler.mode("RuntimeDirectory"))
+        self.instance = reconciler.doing(lambda: kernel.Instance.load(self.name))
         self.process: subprocess.Popen[bytes] | None = None
 
     def publish(self, *backends: dict[str, Any]) -> None:
@@ -70,9 +75,11 @@ class Checker:
         put(self.directory / "targets.json", targets)
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "healthcheck", "--instance", self.name]
-        command += ["--run-dir", str(self.directory)]
-        self.process = subprocess.Popen(command, cwd=ROOT)
+        where = ("--instance", self.name, "--run-dir", str(self.directory))
+        healthcheck = unit("healthcheck")
+        self.process = subprocess.Popen(
+            healthcheck.command(*where), cwd=ROOT, umask=healthcheck.umask
+        )
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         assert self.process is not None
@@ -118,15 +125,16 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def checker(tmp_path: Path) -> Iterator[Checker]:
-    try:
-        made = Checker(tmp_path)
-    except (kernel.NotPermitted, kernel.Unsupported) as error:
-        pytest.skip(str(error))
-    try:
-        yield made
-    finally:
-        made.close()
+def checker() -> Iterator[Checker]:
+    with open_folder() as folder:
+        try:
+            made = Checker(folder)
+        except (kernel.NotPermitted, kernel.Unsupported) as error:
+            pytest.skip(str(error))
+        try:
+            yield made
+        finally:
+            made.close()
 
 
 def http(index: int, port: int, **changes: object) -> dict[str, Any]:

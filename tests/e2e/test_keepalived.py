@@ -1,4 +1,8 @@
-"""keepalived's own judgement of the example; and how it ignores scripts, beside what doctor says of them."""
+"""keepalived's own judgement of the example; and how it ignores scripts, beside what doctor says of them.
+
+keepalived is root's, as in its own unit: it sends raw packets and moves addresses. So is `reconciler doctor`, which
+an operator types. None of our daemons runs here.
+"""
 
 import contextlib
 import io

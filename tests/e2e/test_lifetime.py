@@ -1,4 +1,7 @@
-"""What becomes of traffic when the program is replaced, or when whoever loaded it dies."""
+"""What becomes of traffic when the program is replaced, or when whoever loaded it dies.
+
+Loading and replacing is done by the user of the reconciler's unit, with its capabilities.
+"""
 
 import multiprocessing
 import os
@@ -11,6 +14,7 @@ import pytest
 from bpf import kernel
 from bpf.abi import Forward
 from tests.support.balanced import Balanced, Case
+from tests.support.unit import unit
 from tests.support.wait import until
 
 CASES = [Case(Forward.NAT, 4, 4), Case(Forward.DSR, 6, 6)]
@@ -29,7 +33,7 @@ def test_replacing_the_program_under_load_loses_nothing(bed: Balanced) -> None:
     with bed.under_load() as load:
         for _ in range(REPLACEMENTS):
             before = load.requests, load.echoes
-            assert bed.instance.replace()
+            assert unit("reconciler").doing(bed.instance.replace)
             until(
                 lambda seen=before: load.requests > seen[0] and load.echoes > seen[1],
                 what="traffic after a replacement",
@@ -44,7 +48,7 @@ def test_a_flow_survives_the_replacement_of_the_program(bed: Balanced) -> None:
     bed.load()
     with bed.connect() as connection:
         first = connection.get().backend
-        bed.instance.replace()
+        unit("reconciler").doing(bed.instance.replace)
         assert connection.get().backend == first
 
 

@@ -12,19 +12,13 @@ import pytest
 
 from bpf.kernel import Instance
 from bpf.pins import Pins
+from tests.support.acting import mask
 from tests.support.balancer import CONFIG, NODE, Balancer
 from tests.support.lab import BALANCER, ROOT
 from tests.support.objects import SAME, changed
 from tests.support.unit import from_a_readable_place, unit
 from tests.support.wait import until
 
-CAPABILITIES = {
-    "CAP_NET_ADMIN": 12,
-    "CAP_NET_RAW": 13,
-    "CAP_LEASE": 28,
-    "CAP_PERFMON": 38,
-    "CAP_BPF": 39,
-}
 WAYS = {
     "source": f"type: tcp, source: {BALANCER[4]}",
     "interface": "type: tcp, interface: lan",
@@ -73,12 +67,11 @@ def test_the_daemons_have_the_users_and_capabilities_of_their_units(balancer: Ba
     assert balancer.process is not None
     processes = (("reconciler", balancer.process.pid), ("healthcheck", balancer.check.pid))  # type: ignore[attr-defined]
     for daemon, pid in processes:
-        named = unit(daemon).settings["AmbientCapabilities"].split()
-        mask = f"{sum(1 << CAPABILITIES[name] for name in named):016x}"
+        wanted = f"{mask(unit(daemon).capabilities):016x}"
         said = dict(
             re.findall(r"^(\w+):\t(.*)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
         )
-        assert {said[kind] for kind in ("CapPrm", "CapEff", "CapBnd")} == {mask}
+        assert {said[kind] for kind in ("CapPrm", "CapEff", "CapBnd")} == {wanted}
         assert said["NoNewPrivs"] == "1"
         assert set(said["Uid"].split()) == {str(unit(daemon).uid)}
         assert set(said["Gid"].split()) == {str(unit(daemon).gid)}

@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +12,8 @@ from bpf import abi
 from bpf.kernel import AbiMismatch, Instance, instances
 from bpf.pins import Pins
 from tests.support.balancer import CONFIG, Balancer
-from tests.support.lab import ROOT
 from tests.support.repository import Repository
+from tests.support.unit import unit
 from tests.support.wait import until
 
 SEALED = CONFIG + "...\n"
@@ -152,13 +150,14 @@ def test_break_glass_with_a_daemon_and_without(balancer: Balancer) -> None:
     balancer.stop(signal.SIGKILL)
     assert balancer.answering() == {"web2"}
 
-    command = (sys.executable, "-m", "reconciler", "rollback", "1", "--reason", "dead of night")
-    where = (*balancer.place, "--node", str(balancer.node))
-    done = subprocess.run(
-        balancer.lab.balancer.inside(*command, *where),
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    with balancer.host.entered():  # where it has to find routes and neighbours itself
+        done = balancer.command(
+            "rollback", "1", "--reason", "dead of night", "--node", str(balancer.node)
+        )
     assert done.returncode == 0, done.stderr
+    assert {path.stat().st_uid for path in balancer.state_dir.rglob("*")} == {
+        unit("reconciler").uid
+    }
     assert "no reconciler runs" in done.stdout
     assert balancer.answering() == {"web1", "web2"}
     assert history(balancer)[0]["note"] == "rolled back to generation 1: dead of night"

@@ -1,6 +1,10 @@
-"""A lab whose balancer forwards one service to every backend: the program itself, programmed without a reconciler."""
+"""A lab whose balancer forwards one service to every backend: the program itself, programmed without a reconciler.
+
+What a reconciler would do is done as its unit's user, with its capabilities.
+"""
 
 import contextlib
+import functools
 from dataclasses import dataclass
 from typing import Self
 
@@ -9,6 +13,7 @@ from tests.support import lab as labs
 from tests.support import world as worlds
 from tests.support.lab import Backend, Lab
 from tests.support.traffic import Connection, Load, udp_echo
+from tests.support.unit import unit
 
 SERVICE_PORT = 80
 REWRITTEN_PORT = 8080
@@ -73,16 +78,20 @@ class Balanced(contextlib.ExitStack):
 
     def load(self) -> Self:
         """Load, program and attach; the instance is torn down with it."""
-        self.instance = kernel.Instance.load(self.lab.prefix, SIZES)
+        load = functools.partial(kernel.Instance.load, self.lab.prefix, SIZES)
+        self.instance = unit("reconciler").doing(load)
         self.callback(self.instance.teardown)
-        worlds.apply(self.world.raw(), self.instance)
+        unit("reconciler").doing(lambda: worlds.apply(self.world.raw(), self.instance))
         self.attach(self.instance)
         return self
 
     def attach(self, instance: kernel.Instance) -> None:
-        with self.lab.balancer.entered():
+        def attach() -> None:
             for interface in ("wan", "lan")[2 - self.case.arms :]:
                 instance.attach(interface, kernel.Mode.NATIVE)
+
+        with self.lab.balancer.entered():
+            unit("reconciler").doing(attach)
 
     # ---- as a client
 
