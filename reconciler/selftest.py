@@ -15,7 +15,8 @@ from typing import Any
 
 from bpf import abi
 from bpf.kernel import Action, Instance, KernelError, Mode, Sizes
-from reconciler import ids
+from reconciler import encode, ids
+from reconciler.encode import IPV4
 from reconciler.likeness import Difference, Outcome, differ
 from reconciler.model import Address, Packet, Proto
 from reconciler.packet.build import FLAGS, SYN, frame
@@ -137,17 +138,17 @@ class Selftest:
         for at, entry in self._live.maps.frontends.items():
             if not ids.index(entry.id):
                 continue
-            octets = bytes(entry.addr.v6)[: 4 if entry.family == 4 else 16]  # noqa: PLR2004
+            address = encode.address(entry.addr, entry.family)
             client, proto = CLIENTS[entry.family], Proto(entry.proto)
             sport = PORTS[at % len(PORTS)]
-            packet = Packet(client, sport, ip_address(octets), entry.port or sport, proto)
-            yield self._probe("frontend", packet, entry.id, SYN)
+            packet = Packet(client, sport, address, entry.port or sport, proto)
+            yield self._probe("frontend", packet, SYN)
 
     def _clients(self, sample: Sample, flags: int, what: str) -> Iterator[Probe]:
         for entries in sample.flows.values():
-            for key, flow in entries:
+            for key, _ in entries:
                 if (packet := packet_of(key)) is not None:
-                    yield self._probe(what, packet, flow.frontend, flags)
+                    yield self._probe(what, packet, flags)
 
     def _replies(self, sample: Sample) -> Iterator[Probe]:
         for entries in sample.returns.values():
@@ -157,14 +158,22 @@ class Selftest:
                     ifindex = backend.ifindex if backend and backend.ifindex else self._inside()
                     yield Probe(f"reply: {said(packet)}", frame(packet, ACK), ifindex)
 
-    def _probe(self, what: str, packet: Packet, frontend: int, flags: int) -> Probe:
-        drawn = (flags != ACK or packet.proto is Proto.UDP) and self._drawn(frontend)
+    def _probe(self, what: str, packet: Packet, flags: int) -> Probe:
+        drawn = (flags != ACK or packet.proto is Proto.UDP) and self._drawn(packet)
         return Probe(f"{what}: {said(packet)}", frame(packet, flags), self._inside(), drawn)
 
-    def _drawn(self, frontend: int) -> bool:
-        entry = self._live.maps.frontends.get(ids.index(frontend))
+    def _drawn(self, packet: Packet) -> bool:
+        """By whose packet it is now: the flow's own frontend may have closed, and opened again as another."""
+        numbers = filter(None, (self._frontend(packet, port) for port in (packet.dport, 0)))
+        entry = self._live.maps.frontends.get(ids.index(next(numbers, 0)))
         service = self._live.maps.services.get(ids.index(entry.service)) if entry else None
         return service is not None and service.balance in BY_CHANCE
+
+    def _frontend(self, packet: Packet, port: int) -> int | None:
+        maps: Any = self._live.maps
+        keys = maps.frontends4 if packet.destination.version == IPV4 else maps.frontends6
+        number: int | None = keys.get(encode.key_of(packet.destination, port, packet.proto))
+        return number
 
     def _inside(self) -> int:
         """An interface of this network namespace that the program is attached to."""

@@ -208,6 +208,18 @@ services:
     assert "no difference in verdict, backend or bytes" in done.stdout
 
 
+def test_a_service_that_closed_and_opened_again_still_chooses_by_chance(
+    box: Box, objects: dict[str, Path]
+) -> None:
+    """Its flows from before name a frontend that is gone; a SYN of theirs is one for the new service."""
+    address = "192.0.2.11]\n    ports: "
+    for ports in ("[81/tcp]", "[81/tcp, 82/tcp]", "[80/tcp, 81/tcp]"):  # never where it was before
+        box.write(CONFIG.replace(f"{address}[80/tcp]", f"{address}{ports}"))
+        box.run("--once", "--allow-removals")
+    done = box.run("upgrade", "--dry-run", "--object", str(objects["same"]))
+    assert "no difference in verdict, backend or bytes" in done.stdout
+
+
 def test_a_commit_between_the_two_programs_makes_no_difference(
     box: Box, objects: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
