@@ -23,7 +23,7 @@ from bpf.kernel import (
     default_object,
 )
 from bpf.mapset import entries_of
-from bpf.pins import Pins
+from bpf.pins import Pins, locked
 from bpf.program import content
 from reconciler import shadows
 from reconciler.commands import Commands
@@ -102,6 +102,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         _speaks(path)
         with Instance.open(place.instance) as instance:
+            if not options.dry_run:
+                _finish(instance)
             if options.undo:
                 return _undo(options, instance)
             return _upgrade(options, instance, node, place, path)
@@ -109,6 +111,12 @@ def run(options: argparse.Namespace) -> int:
         print(f"reconciler: {error}", file=sys.stderr)
         print(_cost(place, path), file=sys.stderr)
         return REFUSED
+
+
+def _finish(instance: Instance) -> None:
+    """What another began and was killed at: so it is what runs, and what this one is compared with."""
+    with locked():
+        instance.follow()
 
 
 def _cost(place: Place, path: Path) -> str:

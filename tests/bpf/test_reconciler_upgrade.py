@@ -9,8 +9,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from bpf import abi, mapset
-from bpf.kernel import Instance
+from bpf import abi, mapset, replacing
+from bpf.kernel import Instance, KernelError
 from bpf.pins import ROOT as PINS
 from bpf.pins import locked
 from reconciler import selftest
@@ -239,6 +239,19 @@ def test_a_commit_between_the_two_programs_makes_no_difference(
     done = box.run("upgrade", "--dry-run", "--object", str(objects["same"]))
     assert drained
     assert "no difference in verdict, backend or bytes" in done.stdout
+
+
+def test_what_another_began_is_finished_before_anything_is_compared(
+    box: Box, objects: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies(*_: object) -> None:
+        raise KernelError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replacing, "_switch", dies)
+        box.run("upgrade", "--object", str(objects["same"]), ok=(1,))
+    done = box.run("upgrade", "--object", str(objects["same"]))
+    assert "nothing to do" in done.stdout, done
 
 
 def test_what_the_verifier_refuses_changes_nothing_and_its_words_are_shown(
