@@ -1,7 +1,7 @@
 """The operators' side of the loop: takes orders, watches what comes of them, and tells.
 
 Lives in the loop's thread. An order is answered after the pass that it caused, and
-`sync` not before the source has come to rest.
+`sync` not before the source has come to rest; nor is any order while the first pass still waits for that.
 """
 
 from collections.abc import Iterable
@@ -31,6 +31,7 @@ class Desk:
         self._board, self._requests = board, requests
         self._orders, self.observer, self._heart = orders, observer, heart
         self._pending: list[tuple[Request, Document]] = []
+        self._has_passed = False
 
     @property
     def pace(self) -> float:
@@ -57,6 +58,7 @@ class Desk:
         drift: tuple[str, ...],
     ) -> None:
         """A pass is over; `kept` is the history now, `drift` what it found."""
+        self._has_passed = True
         if isinstance(outcome, Exception):
             self.observer.failed(outcome, seconds)
         else:
@@ -70,7 +72,7 @@ class Desk:
         self._heart.beat(self._board.facts, blind=self.observer.blind)
         waiting, self._pending = self._pending, []
         for request, result in waiting:
-            if request.command == "sync" and not at_rest:
+            if not at_rest and (request.command == "sync" or not self._has_passed):
                 self._pending.append((request, result))
             else:
                 request.answer.set_result({**result, "outcome": self._outcome()})

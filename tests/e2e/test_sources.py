@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,30 @@ def test_break_glass_with_a_daemon_and_without(balancer: Balancer) -> None:
     assert "no reconciler runs" in done.stdout
     assert balancer.answering() == {"web1", "web2"}
     assert history(balancer)[0]["note"] == "rolled back to generation 1: dead of night"
+
+
+def test_an_order_to_a_daemon_that_has_just_started_is_answered_after_its_first_pass(
+    balancer: Balancer,
+) -> None:
+    """As long as somebody writes the file there is nothing to apply, or after 3 s what the history has."""
+    balancer.start()
+    done = balancer.command("override", "web/web1", "down", "--for", "1h", "--reason", "its disk")
+    assert done.returncode == 0, done
+    balancer.stop(signal.SIGKILL)
+    with ThreadPoolExecutor() as beside:
+        with balancer.config.open("r+b"):
+            balancer.start(ready=False)
+            cleared = beside.submit(balancer.command, "override", "--clear", "all")
+            until(lambda: _overridden(balancer) == [], what="the order to be carried out")
+        assert cleared.result().stdout == "all: no longer forced\ngeneration 1\n"
+        assert "NoPassYet" not in cleared.result().stderr
+    assert balancer.answering() == {"web1", "web2"}
+
+
+def _overridden(balancer: Balancer) -> list[Any]:
+    found = balancer.command("override", "--output", "json")
+    overrides: list[Any] = json.loads(found.stdout)["overrides"]
+    return overrides
 
 
 def test_a_teardown_leaves_nothing_and_one_of_nothing_makes_nothing(balancer: Balancer) -> None:
