@@ -3,7 +3,7 @@
 .PHONY: help setup build abi reference test unit property bpf e2e check bench kernels demo soak wheel deb clean
 PYTHON := .venv/bin/python
 OBJECT := build/lb.bpf.o
-OBJECTS := $(OBJECT) build/via.bpf.o
+OBJECTS := $(OBJECT) build/via.bpf.o build/peek.bpf.o
 CLANG ?= clang
 BPF_FLAGS := -O2 -g -target bpf -mcpu=v3 -Wall -Wextra -I/usr/include/$(shell uname -m)-linux-gnu
 

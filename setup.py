@@ -8,6 +8,7 @@ from setuptools.command.build_py import build_py
 COMPILED = {
     "build/lb.bpf.o": "bpf/lb.bpf.o",
     "build/via.bpf.o": "bpf/via.bpf.o",
+    "build/peek.bpf.o": "bpf/peek.bpf.o",
     "build/table.so": "reconciler/libtable.so",
 }
 

@@ -68,7 +68,7 @@ def _copy_tables(source: TableMap, target: TableMap) -> None:
     if max(source.indexes(), default=0) >= target.max_entries:
         raise errors.full(source.name, target.max_entries, "pools")
     for index, paths in source._pins().items():  # noqa: SLF001
-        wanted = source.outer.get(index)
+        wanted = source.number(index)
         for path in paths:
             if source._id_of(path) == wanted and wanted is not None:  # noqa: SLF001
                 _put_table(target, index, path)

@@ -14,7 +14,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from bpf import adopting, link, mapset, pins, program, record, replacing, resizing, sweeping, via
+from bpf import (
+    adopting,
+    link,
+    mapset,
+    objects,
+    pins,
+    program,
+    record,
+    replacing,
+    resizing,
+    sweeping,
+    via,
+)
 from bpf.abi import Abi, Meta, Sweep
 from bpf.adopting import Version, open_map
 from bpf.clock import now_tick
@@ -186,7 +198,7 @@ class Instance:
         `over`: only in the place of the program with this id.
         """
         home, path = self._pinned("replace"), object_path or default_object()
-        elf = program.content(path)
+        elf = objects.content(path)
         adopting.check_spoken(elf, path)
         with pins.locked():
             _complete(home)
@@ -215,7 +227,7 @@ class Instance:
         `working` hears of every step of those that take long.
         """
         home, path = self._pinned("resize"), object_path or default_object()
-        adopting.check_spoken(program.content(path), path)
+        adopting.check_spoken(objects.content(path), path)
         with ExitStack() as claim:
             with pins.locked():
                 _complete(home)
@@ -315,7 +327,7 @@ class Instance:
         report = Sweep(now=now_tick() if now is None else now)
         if self._sweep < 0:
             return sweeping.sweep(self.maps, report.now)
-        program.run_on(self._sweep, report)
+        objects.run_on(self._sweep, report, "the sweep")
         return report
 
     def program_info(self) -> ProgramInfo:
@@ -358,7 +370,7 @@ def _build(home: Pins, sizes: Sizes, path: Path, log: Log | None) -> None:
         for name, fd in loaded.maps.items():
             pin(fd, building.map(name))
             mapset.share(name, building.map(name))
-        replacing.keep(building, loaded.program, program.content(path))
+        replacing.keep(building, loaded.program, objects.content(path))
         replacing.pin_programs(loaded, building.program, building.sweep)
         _sign(loaded)
         _adopted(building, read_only=False).close()  # or the next process could not

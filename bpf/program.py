@@ -8,14 +8,11 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from ctypes import byref
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
 
-from bpf import errors, libbpf, mapset
+from bpf import errors, libbpf, mapset, objects
 from bpf.errors import AbiMismatch, KernelError
 from bpf.libbpf import ProgInfo, TestRunOptions, XdpMd
 from bpf.mapset import Sizes
@@ -25,7 +22,6 @@ DATA = ".data."  # sections of the program's data are maps, too
 INSTRUCTION = 8  # bytes
 GROWTH = 256  # what a test run may add to a frame
 LIVE_FRAMES = 1 << 1  # BPF_F_TEST_XDP_LIVE_FRAMES
-OBJECT = "EVENKEEL_OBJECT"
 
 
 class Action(IntEnum):
@@ -79,15 +75,9 @@ class SkbRun:
 
 def default_object() -> Path:
     """EVENKEEL_OBJECT, else the one beside this package, else the one that `make` builds."""
-    if chosen := os.environ.get(OBJECT):
+    if chosen := os.environ.get(objects.OBJECT):
         return Path(chosen)
-    return object_beside("lb.bpf.o")
-
-
-def object_beside(name: str) -> Path:
-    here = Path(__file__).parent
-    installed = here / name
-    return installed if installed.exists() else here.parent / "build" / name
+    return objects.beside("lb.bpf.o")
 
 
 def load(
@@ -110,7 +100,7 @@ def load(
 
 
 def _load(path: Path, sizes: Sizes, reuse: Mapping[str, int], *, sweep: bool) -> Loaded:
-    with libbpf.captured() as said, opened(path, said) as handle:
+    with libbpf.captured() as said, objects.opened(path, said) as handle:
         _prepare(handle, path, sizes, reuse)
         lib = libbpf.lib()
         second = lib.bpf_object__find_program_by_name(handle, SWEEP)
@@ -120,28 +110,6 @@ def _load(path: Path, sizes: Sizes, reuse: Mapping[str, int], *, sweep: bool) ->
         if code < 0:
             raise errors.failed(f"{path}: loading", code, said)
         return _kept(handle, path, with_sweep=bool(second) and sweep)
-
-
-def content(path: Path) -> bytes:
-    check_file(path)
-    return path.read_bytes()
-
-
-def check_file(path: Path) -> None:
-    if not path.is_file():
-        raise KernelError(f"{path}: no such object; `make build` makes it, {OBJECT} names another")
-
-
-@contextmanager
-def opened(path: Path, said: list[str]) -> Iterator[int]:
-    check_file(path)
-    handle = libbpf.lib().bpf_object__open_file(os.fsencode(path), None)
-    if not handle:
-        raise errors.failed(f"{path}: opening", ctypes.get_errno(), said)
-    try:
-        yield handle
-    finally:
-        libbpf.lib().bpf_object__close(handle)
 
 
 def _maps(handle: int) -> Iterator[tuple[str, int]]:
@@ -228,14 +196,14 @@ def run(fd: int, frame: bytes, *, ifindex: int, repeat: int) -> Run:
     options = _test(frame, ifindex, repeat=repeat)
     options.data_out = ctypes.addressof(out)
     options.data_size_out = len(out)
-    _run(fd, options, f"a test run of {len(frame)} bytes")
+    objects.run(fd, options, f"a test run of {len(frame)} bytes")
     return Run(Action(options.retval), out.raw[: options.data_size_out], options.duration)
 
 
 def run_live(fd: int, frame: bytes, *, ifindex: int, repeat: int, batch: int) -> int:
     """Frames that really leave; the mean time for one in ns."""
     options = _test(frame, ifindex, repeat=repeat, flags=LIVE_FRAMES, batch_size=batch)
-    _run(fd, options, f"{repeat} live frames from interface {ifindex}")
+    objects.run(fd, options, f"{repeat} live frames from interface {ifindex}")
     return int(options.duration)
 
 
@@ -252,16 +220,9 @@ def run_skb(fd: int, frame: bytes, *, mark: int = 0, gso_size: int = 0, flags: i
         ctx_size_in=ctypes.sizeof(context),
         flags=flags,
     )
-    _run(fd, options, f"a test run of {len(frame)} bytes")
+    objects.run(fd, options, f"a test run of {len(frame)} bytes")
     code = ctypes.c_int32(options.retval).value
     return SkbRun(code, out.raw[: options.data_size_out])
-
-
-def run_on(fd: int, context: ctypes.Structure) -> None:
-    """One run of a syscall program over its context, which it answers in."""
-    place = ctypes.addressof(context)
-    options = TestRunOptions(ctx_in=place, ctx_size_in=ctypes.sizeof(context))
-    _run(fd, options, "the sweep")
 
 
 def _test(frame: bytes, ifindex: int, **options: int) -> TestRunOptions:
@@ -275,9 +236,3 @@ def _test(frame: bytes, ifindex: int, **options: int) -> TestRunOptions:
     )
     options_.kept_alive = (frame, context)
     return options_
-
-
-def _run(fd: int, options: Any, what: str) -> None:  # noqa: ANN401
-    code = libbpf.lib().bpf_prog_test_run_opts(fd, byref(options))
-    if code < 0:
-        raise errors.failed(what, code)

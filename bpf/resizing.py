@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from bpf import carrying, copying, libbpf, link, mapset, pins, program, record, replacing
+from bpf import carrying, copying, libbpf, link, mapset, objects, pins, program, record, replacing
 from bpf.errors import Busy
 from bpf.mapset import AnyMap, Maps, Sizes
 from bpf.pins import Pins, entries, preceding, unheard
@@ -85,7 +85,7 @@ def prepare(
 
     Nothing runs by it yet. Since which tick there may be more flows.
     """
-    there, elf, other = beside(home), program.content(path), changed(maps, sizes)
+    there, elf, other = beside(home), objects.content(path), changed(maps, sizes)
     same = {name: maps[name].fd for name in mapset.names() if name not in other}
     with _loaded(path, sizes, same) as loaded:
         there.make()

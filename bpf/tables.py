@@ -10,15 +10,18 @@ import itertools
 import os
 from array import array
 from collections.abc import Iterable
+from contextlib import suppress
 from ctypes import byref
 from dataclasses import dataclass, field
 from errno import ENOENT
+from functools import cached_property
 from pathlib import Path
 
 from bpf import errors, libbpf
 from bpf.errors import KernelError, MapFull
 from bpf.libbpf import MapCreateOptions
 from bpf.maps import MMAPABLE, Map, mapped, round8
+from bpf.peeking import Peek, waits
 
 ARRAY = 2  # BPF_MAP_TYPE_ARRAY
 INNER_MAP = 1 << 12  # BPF_F_INNER_MAP: sizes may differ
@@ -91,6 +94,10 @@ class TableMap:
     def indexes(self) -> list[int]:
         return list(self._ids())
 
+    def number(self, index: int) -> int | None:
+        """The id of the table that packets see now."""
+        return self._peek.number(index) if self._peek else self.outer.get(index)
+
     def get(self, index: int) -> array[int] | None:
         inner = self._current(index)
         return None if inner is None else inner.read()
@@ -142,22 +149,33 @@ class TableMap:
 
     def close(self) -> None:
         self._inner.clear()
+        if peek := self.__dict__.pop("_peek", None):
+            peek.close()
         self.outer.close()
 
     # ---- the inner maps ----
 
     def _ids(self) -> dict[int, int]:
         """At once, or one by one: kernels before 6.14 give up on absent entries (EINTR)."""
+        if self._peek:
+            return self._peek.numbers(self.max_entries)
         try:
             return dict(self.outer.items())
         except KernelError:
             found = ((index, self.outer.get(index)) for index in range(self.max_entries))
             return {index: number for index, number in found if number}
 
+    @cached_property
+    def _peek(self) -> Peek | None:
+        """Where looking is slow; without the privilege or the types for it, slow it is."""
+        with suppress(KernelError):
+            return Peek(self.fd) if waits(os.uname().release) else None
+        return None
+
     def _current(self, index: int, pinned: Pinned | None = None) -> Inner | None:
         """The table that packets see now, whoever put it there. `pinned` was listed just before."""
         for _ in range(ATTEMPTS):  # it may be replaced while we look for its pin
-            wanted = self.outer.get(index)
+            wanted = self.number(index)
             if wanted is None:
                 return None
             if inner := self._known(index, wanted) or self._found(index, wanted, pinned):

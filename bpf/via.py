@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bpf import errors, libbpf, pins, program, tc
+from bpf import errors, libbpf, objects, pins, program, tc
 from bpf.abi import Address, Flow6Key, Probe
 from bpf.errors import AbiMismatch, NotLoaded
 from bpf.link import index_of
@@ -65,7 +65,7 @@ class Via:
             if not Pins.of(name).exists:
                 raise NotLoaded(f"instance {name}: nothing is loaded, so nothing to check through")
             fds = _pinned_maps(home, read_only=False) if home.exists else {}
-            made, fds = _loaded(object_path or program.object_beside(OBJECT), fds)
+            made, fds = _loaded(object_path or objects.beside(OBJECT), fds)
             if not home.exists or not _alike(home, made):
                 _pin_all(home, made, fds)
             _close(made)
@@ -159,7 +159,7 @@ def _numbers(home: Home) -> dict[Way, int]:
 def _loaded(path: Path, reuse: dict[str, int]) -> tuple[dict[Way, int], dict[str, int]]:
     """Both programs, over these maps or new ones."""
     lib = libbpf.lib()
-    with libbpf.captured() as said, program.opened(path, said) as handle:
+    with libbpf.captured() as said, objects.opened(path, said) as handle:
         maps = {}
         found = None
         while found := lib.bpf_object__next_map(handle, found):

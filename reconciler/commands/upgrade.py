@@ -23,8 +23,8 @@ from bpf.kernel import (
     default_object,
 )
 from bpf.mapset import entries_of
+from bpf.objects import content
 from bpf.pins import Pins, locked
-from bpf.program import content
 from reconciler import shadows
 from reconciler.commands import Commands
 from reconciler.dataplane import State

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bpf import abi, kernel, link, mapset, program, record, replacing
+from bpf import abi, kernel, link, mapset, objects, record, replacing
 from bpf.errors import AbiMismatch, KernelError, NotLoaded
 from bpf.kernel import Action, Instance, Sizes, instances
 from bpf.pins import ROOT, entries
@@ -439,7 +439,7 @@ def test_a_kernel_that_refuses_the_sweep_gets_the_program_alone(name: str, tmp_p
 
 
 def test_the_default_object_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(program.OBJECT, "/elsewhere/lb.bpf.o")
+    monkeypatch.setenv(objects.OBJECT, "/elsewhere/lb.bpf.o")
     assert kernel.default_object() == Path("/elsewhere/lb.bpf.o")
 
 

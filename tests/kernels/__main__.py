@@ -58,12 +58,13 @@ def run(one: Kernel, chosen: list[str], timeout: float) -> Result:
         f"--junit-xml={vm.REPORT}", *chosen,
     )  # fmt: skip
     done = vm.execute(one, command, timeout)
+    name = f"{one.release} ({done.by})"
     try:
-        return Result(one.release, report.tests(done.report.read_text()))
+        return Result(name, report.tests(done.report.read_text()))
     except ParseError:
         said = done.console.read_text(errors="replace").splitlines()[-LAST:]
         trouble = f"no whole report; {done.console} ends with:"
-        return Result(one.release, (), "\n  ".join([trouble, *said]))
+        return Result(name, (), "\n  ".join([trouble, *said]))
 
 
 def main() -> int:

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# The job in the VM, with ROOT, MODULES, RELEASE, REPORT and COMMAND set: what an init would do for tests, then the command.
+# The job in the VM, with ROOT, MODULES, RELEASE, REPORT, PATIENCE and COMMAND set: what an init would do for tests, then the command.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 CI=yes
 export MAY_LOAD_MODULES=yes
-export PATIENCE=20 # an emulated CPU is that much slower
+export PATIENCE # an emulated CPU is that much slower
 mount -t proc proc /proc
 mount -t devtmpfs dev /dev
 exec </dev/null >/dev/ttyS0 2>&1

@@ -21,7 +21,7 @@ from reconciler import cli
 from tests.support.lab import ROOT, SERVICE, Lab
 from tests.support.traffic import Connection
 from tests.support.unit import owned_by, unit
-from tests.support.wait import until
+from tests.support.wait import PATIENCE, until
 
 PORT, BACKEND_PORT = 80, 8080
 CONFIG = """\
@@ -140,7 +140,7 @@ class Balancer(contextlib.ExitStack):
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self.process is not None:
             self.process.send_signal(how)
-            self.process.wait(15)
+            self.process.wait(15 * PATIENCE)
             self.process = None
 
     @contextlib.contextmanager
@@ -151,7 +151,7 @@ class Balancer(contextlib.ExitStack):
             yield process
         finally:
             process.terminate()
-            process.wait(15)
+            process.wait(15 * PATIENCE)
 
     def start_healthcheck(self) -> subprocess.Popen[bytes]:
         where = ("--instance", self.name, "--run-dir", str(self.run_dir))

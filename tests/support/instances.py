@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bpf.kernel import Sizes
-from bpf.program import OBJECT
+from bpf.objects import OBJECT
 
 ROOT = Path(__file__).parents[2]
 SMALL = Sizes(

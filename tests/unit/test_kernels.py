@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.kernels import report
+from tests.kernels import accelerator, report
+from tests.kernels.accelerator import BOOTS, KVM, TCG
 from tests.kernels.packages import CannotRun, named_by
 from tests.kernels.report import Result
 
@@ -56,3 +57,20 @@ def test_the_newest_kernel_of_a_suite_is_the_first_that_apt_shows() -> None:
 def test_a_suite_without_a_kernel_is_an_error() -> None:
     with pytest.raises(CannotRun, match="names no kernel"):
         named_by("")
+
+
+@pytest.mark.parametrize(
+    ("processors", "usable", "first"),
+    [
+        ("flags\t\t: fpu vmx sse\nbugs\t\t: none\n", True, KVM),
+        ("processor: 0\nflags : fpu svm\n", True, KVM),
+        ("flags : fpu svm\n", False, TCG),
+        ("flags : fpu hypervisor vmmcall\nmodel name : svm\n", True, TCG),
+    ],
+)
+def test_the_processor_helps_where_it_can_and_emulation_is_what_is_left(
+    processors: str, usable: bool, first: accelerator.Accelerator
+) -> None:
+    found = accelerator._choices(processors, usable=usable)
+    assert found[0] is first
+    assert found[-BOOTS:] == (TCG,) * BOOTS
