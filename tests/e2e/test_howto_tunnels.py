@@ -28,6 +28,8 @@ SERVICES = {  # of the pages
 }
 MODULES = {"ipip": ("ipip", "sit", "ip6_tunnel"), "gue": ("fou", "ipip", "sit", "ip6_tunnel")}
 FAMILIES = (4, 6)
+# As distributions have it, of all devices that there are and will be: the page has to say what to do about it.
+STRICT = ("net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.default.rp_filter=1")
 
 
 class Site(Balancer):
@@ -44,6 +46,7 @@ class Site(Balancer):
         for backend in self.lab.backends:
             self.lab.kill_server(backend)
             self.lab.serve(backend, PORT)
+            backend.namespace.sysctl(*STRICT)
         for block in self.page.blocks("On the backends"):
             self.type(*block)
 
