@@ -23,8 +23,9 @@ T = TypeVar("T")
 
 
 class Capability(enum.IntEnum):
-    """Those that units name, by the kernel's numbers."""
+    """Those that units name, and to read whatever there is, by the kernel's numbers."""
 
+    CAP_DAC_READ_SEARCH = 2
     CAP_NET_ADMIN = 12
     CAP_NET_RAW = 13
     CAP_LEASE = 28

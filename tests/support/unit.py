@@ -70,9 +70,13 @@ class Unit:
         return from_a_readable_place(self.privileges(), *arguments)
 
     def doing(self, what: Callable[[], T]) -> T:
-        """What comes of it when this unit's user does it, in a thread, with its capabilities."""
+        """What comes of it when this unit's user does it, in a thread, with its capabilities.
+
+        In a clone that is in somebody's closed home, also with one to read the code there.
+        """
         places_for_others()
-        return done_by(self.uid, self.gid, self.capabilities, what)
+        reading = () if _open_to_others(ROOT) else (Capability.CAP_DAC_READ_SEARCH,)
+        return done_by(self.uid, self.gid, {*self.capabilities, *reading}, what)
 
     @property
     def capabilities(self) -> frozenset[Capability]:
