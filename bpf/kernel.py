@@ -22,6 +22,7 @@ from bpf import (
     pins,
     program,
     record,
+    repinning,
     replacing,
     resizing,
     sweeping,
@@ -267,6 +268,7 @@ class Instance:
         _complete(home, working)
         if adopting.place(home) == self._place:
             return False
+        repinning.pin_shared(home, self.maps)
         fresh = adopting.opened(home, read_only=False)
         for name in mapset.names():
             self.maps[name].close()

@@ -305,6 +305,8 @@ class ProgInfo(ctypes.Structure):
     xlated_prog_len: int
     name: bytes
     verified_insns: int
+    nr_map_ids: int
+    map_ids: int
     _fields_ = (
         ("type", c_uint32),
         ("id", c_uint32),
@@ -351,7 +353,11 @@ Answer = TypeVar("Answer", MapInfo, LinkInfo, ProgInfo)
 
 def info(fd: int, kind: type[Answer]) -> Answer:
     """What the kernel says about an object."""
-    answer = kind()
+    return ask(fd, kind())
+
+
+def ask(fd: int, answer: Answer) -> Answer:
+    """The same, where the question has to say where long answers are to be put."""
     size = c_uint32(ctypes.sizeof(answer))
     code = lib().bpf_obj_get_info_by_fd(fd, ctypes.byref(answer), ctypes.byref(size))
     if code < 0:

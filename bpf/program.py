@@ -20,6 +20,7 @@ from bpf.mapset import Sizes
 PROGRAM, SWEEP = b"lb", b"sweep"
 DATA = ".data."  # sections of the program's data are maps, too
 INSTRUCTION = 8  # bytes
+MAPS = 64  # that a program uses, at most: as many as the kernel allows
 GROWTH = 256  # what a test run may add to a frame
 LIVE_FRAMES = 1 << 1  # BPF_F_TEST_XDP_LIVE_FRAMES
 
@@ -177,6 +178,14 @@ def info(fd: int) -> ProgramInfo:
         found.xlated_prog_len // INSTRUCTION,
         found.jited_prog_len,
     )
+
+
+def map_ids(fd: int) -> set[int]:
+    """Of the maps that a program uses."""
+    ids = (ctypes.c_uint32 * MAPS)()
+    asked = ProgInfo(nr_map_ids=MAPS, map_ids=ctypes.addressof(ids))
+    found = libbpf.ask(fd, asked)
+    return set(ids[: found.nr_map_ids])
 
 
 def describe(number: int) -> str:

@@ -1,16 +1,14 @@
 """Puts back the pins of maps that somebody removed, while we still hold the maps. Writes no entry."""
 
-from bpf import mapset
+from bpf import repinning
 from bpf.kernel import Instance
 from bpf.pins import Pins
-from bpf.tables import pin
 
 
 def pin_again(instance: Instance) -> tuple[str, ...]:
     """Maps whose pin was gone. Without one neither healthcheck nor the next start would find it."""
     home = Pins.of(instance.name)
-    gone = tuple(name for name in mapset.names() if not home.map(name).exists())
+    gone = repinning.missing(home)
     for name in gone:
-        pin(instance.maps[name].fd, home.map(name))
-        mapset.share(name, home.map(name))
+        repinning.pin_again(home, name, instance.maps[name].fd)
     return gone

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bpf import abi, carrying, copying, kernel, link, maps, mapset, pins, replacing, resizing
-from bpf.errors import MapFull
+from bpf.errors import AbiMismatch, MapFull
 from bpf.kernel import Action, Instance
 from bpf.pins import ROOT, entries
 from tests.support.instances import DROPPER, SMALL, compiled, die, killed_in, small_program, unique
@@ -150,6 +150,33 @@ def test_another_process_follows_to_the_new_maps(name: str) -> None:
             assert not other.follow()
         assert other.maps.backends.get(50) == abi.Backend(id=50)
         assert other.sizes() == LARGE
+
+
+def test_who_follows_pins_what_both_have_and_somebody_unpinned(name: str) -> None:
+    """Else it could never follow. What only the new maps' owner had is nobody's to pin."""
+    home = pins.Pins.of(name)
+    with Instance.load(name, SMALL) as instance, Instance.open(name) as other:
+        instance.resize(MORE_FLOWS)
+        home.map("settings").unlink()
+        with pins.locked():
+            assert other.follow()
+        assert home.map("settings").exists()
+        assert other.sizes() == MORE_FLOWS
+        with Instance.open(name) as late:
+            instance.resize(LARGE)
+            home.map("flows4").unlink()
+            with pins.locked(), pytest.raises(AbiMismatch, match="flows4: not pinned"):
+                late.follow()
+
+
+def test_maps_of_an_instance_that_is_gone_are_not_pinned_for_its_successor(name: str) -> None:
+    home = pins.Pins.of(name)
+    with Instance.load(name, SMALL) as before:
+        kernel.teardown(name)
+        with Instance.load(name, SMALL):
+            home.map("settings").unlink()
+            with pins.locked(), pytest.raises(AbiMismatch, match="settings: not pinned"):
+                before.follow()
 
 
 def test_flows_that_came_or_changed_while_the_first_were_copied_are_there_too(name: str) -> None:
