@@ -1,6 +1,6 @@
 """The script of examples/pull-deploy, run for real: what it publishes and what it refuses.
 
-By root, because that is whose lb.yaml is; with no more capabilities than its unit has. test_package runs the unit.
+By root, because that is whose lb.yaml is; with no more capabilities than its unit has. tests/e2e/package runs the unit.
 """
 
 import os

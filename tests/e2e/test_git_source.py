@@ -199,7 +199,7 @@ def _offered(follower: FileSource) -> list[Revision]:
 
 
 def test_only_allowed_signers_are_followed(upstream: Repository, folder: Path) -> None:
-    """By root: ssh-keygen works for nobody whom /etc/passwd does not know. test_package has it by the unit's user."""
+    """By root: ssh-keygen works for nobody whom /etc/passwd does not know. tests/e2e/package has it by the unit's user."""
     ops, stranger = signing_key(folder, "ops"), signing_key(folder, "stranger")
     terms = Terms(verify=True, allowed_signers=allowed_signers(folder, ops))
     follower = GitSource(Place(upstream.url, "lb.yaml"), folder / "git", terms)

@@ -12,8 +12,9 @@ import pytest
 
 from bpf.kernel import Instance
 from bpf.pins import Pins
+from reconciler.privilege import act_as_owner, keep_effective
 from tests.support.acting import mask
-from tests.support.balancer import CONFIG, NODE, Balancer
+from tests.support.balancer import CONFIG, NODE, Balancer, Done, forked
 from tests.support.lab import BALANCER, ROOT
 from tests.support.objects import SAME, changed
 from tests.support.unit import from_a_readable_place, unit
@@ -137,6 +138,22 @@ def _upgraded(balancer: Balancer, *arguments: str) -> None:
     with balancer.lab.balancer.entered():
         done = balancer.command("upgrade", "--node", str(balancer.node), *arguments)
     assert done.returncode == 0, done
+
+
+def test_root_that_may_not_become_the_daemons_user_says_what_it_lacks(balancer: Balancer) -> None:
+    """As in a unit with a short CapabilityBoundingSet."""
+
+    def attempt() -> Done:
+        keep_effective(0)
+        try:
+            act_as_owner(balancer.home)
+        except PermissionError as error:
+            return Done(1, "", str(error))
+        return Done(0, "", "")
+
+    said = forked(attempt).stderr
+    assert f"{balancer.home} is uid {unit('reconciler').uid}'s" in said
+    assert "CAP_SETUID and CAP_SETGID are missing" in said
 
 
 def test_roots_healthcheck_leaves_nothing_that_the_units_could_not_replace(

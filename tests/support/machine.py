@@ -6,6 +6,7 @@ namespace of a lab. The repository, compilers and what pip installed are out of 
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -101,6 +102,11 @@ class Machine(contextlib.ExitStack):
             stdin=text,
         )
 
+    def put(self, path: str, data: bytes) -> None:
+        """A file that is no text, in the place that this machine sees under the name."""
+        assert self._init is not None
+        Path(f"/proc/{self._init}/root{path}").write_bytes(data)
+
     def show(self, unit: str, name: str) -> str:
         """What systemd says of a unit."""
         return self.run("systemctl", "show", "--value", f"--property={name}", unit).stdout.strip()
@@ -140,6 +146,23 @@ def package() -> Path:
         shutil.rmtree(ROOT / "dist", ignore_errors=True)
         subprocess.run(("make", "--silent", "deb"), cwd=ROOT, check=True, capture_output=True)
     return next(iter(sorted(ROOT.glob("dist/*.deb"))))
+
+
+def next_version(package: Path, folder: Path, program: Path) -> Path:
+    """The same with another program in it, and a greater number."""
+    tree, made = folder / "tree", folder / "next.deb"
+    _quietly("dpkg-deb", "--raw-extract", str(package), str(tree))
+    shutil.copy(program, tree / "usr/lib/evenkeel/bpf/lb.bpf.o")
+    control = tree / "DEBIAN/control"
+    control.write_text(
+        re.sub("^Version: (.*)$", r"Version: \1+next", control.read_text(), flags=re.MULTILINE)
+    )
+    _quietly("dpkg-deb", "--root-owner-group", "-Znone", "--build", str(tree), str(made))
+    return made
+
+
+def _quietly(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def _sources() -> list[Path]:

@@ -2,7 +2,7 @@
 
 The unit is the only truth: what it takes away, these tests run without. The users are numbers that /etc/passwd need
 not know; where the package is installed they are its users. Of the sandbox around them nothing is here: for that,
-test_package runs the units by systemd.
+tests/e2e/package runs the units by systemd.
 """
 
 import atexit
