@@ -141,3 +141,12 @@ def test_board_and_alerts_name_conditions_that_there_are() -> None:
     }
     assert named
     assert named <= {kind.value for kind in Type}
+
+
+def test_every_condition_has_an_alert() -> None:
+    """Whoever adds one says what is done about it; DataplaneHealthy is part of Ready."""
+    text = (GRAFANA / "README.md").read_text()
+    alerted = {
+        word for found in re.findall(r'type=~?"([A-Za-z|]+)"', text) for word in found.split("|")
+    }
+    assert {kind.value for kind in Type} - alerted == {"DataplaneHealthy"}
