@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -275,9 +276,10 @@ def run(options: argparse.Namespace) -> int:
         follower = follower_of(options, source, node, place)
         # Rejected before anything is loaded: the first file decides whether there is a start.
         accepted = follower.once() if options.once else None
-        manager.working(LOADING)
+        load = partial(manager.working, LOADING)  # also as long as others keep us from beginning
+        load()
         heard = logging.getLogger("bpf").info
-        with Instance.load(place.instance, sizes, log=heard, working=manager.working) as instance:
+        with Instance.load(place.instance, sizes, log=heard, working=load) as instance:
             if other := outdated(instance, sizes):
                 log.warning("%s", other.message)
             reconciler = Reconciler(

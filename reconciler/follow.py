@@ -237,8 +237,9 @@ class Follower:
         except Rejected as error:
             first = error.problems[0] if error.problems else None
             where = f"{revision.path}:{first.mark.line}" if first else revision.path
-            log.error("rejected; what is applied stays\n%s", error)  # noqa: TRY400
-            return Trouble("Rejected", f"{where}: {first.message if first else error}")
+            log.error("%s: rejected; what is applied stays\n%s", revision, error)  # noqa: TRY400
+            said = f" ({revision.made})" if revision.commit else ""
+            return Trouble("Rejected", f"{where}: {first.message if first else error}{said}")
         self._accept(Accepted(config, revision))
         try:
             self._source.accepted(revision)

@@ -11,6 +11,8 @@ from reconciler.model import Address, Config, Forward
 from reconciler.symptoms import Finding, note, warning
 from reconciler.weighing import OWNER, Instance, Script, Setup, Signal
 
+IPV4 = 4
+
 SCRIPT = "/usr/libexec/evenkeel/evenkeel-check"
 
 
@@ -238,10 +240,10 @@ def _weights(instance: Instance, own: Setup) -> Iterator[Finding]:
 
 def _between(mine: Instance, own: Setup, peer: Setup) -> Iterator[Finding]:
     """Who has the address, with this node and a peer in every state that matters."""
-    theirs = next((one for one in peer.instances if one.router == mine.router), None)
+    theirs = next((one for one in peer.instances if one.speaks == mine.speaks), None)
     about = f"vrrp_instance {mine.name}, {peer.file}"
     if theirs is None:
-        what = f"the peer has no instance with virtual_router_id {mine.router}"
+        what = f"the peer has no instance with virtual_router_id {mine.router} and addresses of its family"
         yield warning("vrrp-peer", about, what, "the same virtual_router_id in both files")
         return
     (first, a), (second, b) = sorted(
@@ -284,15 +286,17 @@ def _between(mine: Instance, own: Setup, peer: Setup) -> Iterator[Finding]:
 def forged(
     config: Config | None, found: Keepalived, outs: Mapping[Address, str]
 ) -> Iterator[Finding]:
-    """`outs`: the interface towards each backend."""
+    """`outs`: the interface towards each backend. IPv6 asks nobody where an address is from."""
     if config is None:
         return
     held = {address for instance in found.own.instances for address in instance.addresses}
     for service in config.services.values():
-        if service.forward is not Forward.NAT or held.isdisjoint(map(str, service.addresses)):
+        addresses = {str(one) for one in service.addresses if one.version == IPV4}
+        if service.forward is not Forward.NAT or held.isdisjoint(addresses):
             continue
         backends = (b for name in service.pools for b in config.pools[name].backends.values())
-        used = {outs[one.address] for one in backends if one.address in outs}
+        reached = (one.address for one in backends if one.address.version == IPV4)
+        used = {outs[address] for address in reached if address in outs}
         for name in sorted(used & found.forged):
             yield warning(
                 "accept-local",

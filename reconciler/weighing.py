@@ -43,12 +43,17 @@ class Script:
 @dataclass(frozen=True, slots=True)
 class Instance:
     name: str
-    router: str  # virtual_router_id: by which peers find each other
+    router: str  # virtual_router_id
     priority: int
     tracked: Mapping[str, int | None]  # script -> a weight of its own
     addresses: tuple[str, ...]
     grouped: bool  # in a sync group, which passes over weights
     where: str
+
+    @property
+    def speaks(self) -> tuple[str, bool]:
+        """By what peers find each other: the number, of one family."""
+        return self.router, ":" in "".join(self.addresses[:1])
 
 
 @dataclass(frozen=True, slots=True)

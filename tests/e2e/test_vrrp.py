@@ -17,13 +17,24 @@ import pytest
 
 from bpf.pins import Pins
 from tests.support.namespace import Namespace
-from tests.support.pair import CONFIG, DSR, IPIP, NAT, Member, Pair, needs_keepalived, suspended
+from tests.support.pair import (
+    CONFIG,
+    DSR,
+    FAMILIES,
+    IPIP,
+    NAT,
+    NAT6,
+    Member,
+    Pair,
+    needs_keepalived,
+    suspended,
+)
 from tests.support.traffic import Connection
 from tests.support.wait import until
 
 pytestmark = needs_keepalived
 EACH, FEWER = 1000, 100  # established connections, of each mode
-MODES = {"nat": NAT, "dsr": DSR, "ipip": IPIP}
+MODES = {"nat": NAT, "nat6": NAT6, "dsr": DSR, "ipip": IPIP}
 ENOUGH = 0.99
 BRIEF = 0.1  # seconds that a handshake may take where the pause is measured
 
@@ -37,7 +48,8 @@ def together() -> Iterator[Pair]:
 @pytest.fixture
 def pair(together: Pair) -> Pair:
     """As it should be, whatever the test before left."""
-    together.config.write_text(CONFIG)
+    if together.content != CONFIG:
+        together.commit(CONFIG)
     for member in (together.one, together.two):
         member.start()
     together.settled()
@@ -225,7 +237,7 @@ class Failure:
 def fails_over(pair: Pair, failure: Failure) -> None:
     """Backends speak first on half of the connections, since these wait for an answer when it happens."""
     client, each = pair.lab.client, failure.connections
-    moves = len(pair.one.transitions()), len(pair.two.transitions())
+    before = entered(pair)
     with Crowd(client, each) as crowd:
         with Stream(client, ask=False) as stream, contextlib.ExitStack() as held:
             stream.goes_on()
@@ -253,23 +265,36 @@ def fails_over(pair: Pair, failure: Failure) -> None:
     assert all(stayed[mode] >= ENOUGH * each for mode in MODES), stayed
     assert back == stayed, "the return resets nobody"
     assert later.failures == [], "nor does a new connection notice it"
-    after = pair.one.transitions()[moves[0] :], pair.two.transitions()[moves[1] :]
-    assert after == (failure.states, ["MASTER", "BACKUP"]), "no flap"
+    after = [now[len(then) :] for then, now in zip(before, entered(pair), strict=True)]
+    assert after == [failure.states] * 2 + [["MASTER", "BACKUP"]] * 2, "no flap"
+
+
+def entered(pair: Pair) -> list[list[str]]:
+    """The states of both families' instances on lb1, and on lb2."""
+    return [one.transitions(family) for one in (pair.one, pair.two) for family in FAMILIES]
 
 
 def test_the_same_broken_commit_on_both_moves_nothing_and_both_say_why(pair: Pair) -> None:
-    moves = pair.one.transitions(), pair.two.transitions()
-    pair.config.write_text(CONFIG.replace("pools: [own]", "pools: [absent]"))
+    """From the repository that both follow: each names the commit that it refuses, and the one that it stays at."""
+    before = entered(pair)
+    until(lambda: pair.one.applied() == pair.two.applied(), what="both are at one commit")
+    good = pair.one.applied()
+    broken = pair.commit(CONFIG.replace("pools: [own]", "pools: [absent]"), "use the absent pool")
     with Stream(pair.lab.client) as stream:
         wanted = [("master", 145), ("backup", 115)]
         until(lambda: [pair.one.role(), pair.two.role()] == wanted, 30, what="the small weight")
         stream.goes_on()
     assert stream.failures == []
-    assert (pair.one.transitions(), pair.two.transitions()) == moves
+    assert entered(pair) == before
     for member in (pair.one, pair.two):
-        found = member.condition("ConfigValid")
+        assert member.applied() == good
+        found, attempted = member.condition("ConfigValid"), member.status()["attempted"]
         assert (found["status"], found["reason"]) == ("False", "Rejected")
         assert "services[dsr]" in found["message"]
+        assert f'commit {broken[:12]} "use the absent pool" by Ada' in found["message"]
+        assert (attempted["commit"], attempted["result"]) == (broken, "rejected")
+        refused = next(line for line in member.log.splitlines() if "rejected; what" in line)
+        assert f'lb.yaml commit {broken[:12]} "use the absent pool" by Ada' in refused
         assert "control: Rejected" in member.check("control")
 
 
@@ -290,12 +315,13 @@ def test_peers_that_forward_otherwise_say_so_after_a_while(pair: Pair) -> None:
     assert agree(pair.two)
     assert pair.two.command("suspend", "--reason", "test").returncode == 0
     until(lambda: pair.two.condition("Suspended")["status"] == "True", what="lb2 is suspended")
-    pair.config.write_text(CONFIG.replace("weight: 50", "weight: 100"))
+    pair.commit(CONFIG.replace("weight: 50", "weight: 100"))
     until(lambda: not agree(pair.one) and not agree(pair.two), 30, what="both say so")
     for member in (pair.one, pair.two):
         said = member.condition("PeersAgree")["message"]
         assert "configuration " in said
         assert "table web/maglev/ipv4 " in said
+        assert "table web6/maglev/ipv6 " in said
     assert [pair.one.role(), pair.two.role()] == [("master", 150), ("backup", 120)]
     assert pair.two.command("resume").returncode == 0
     until(lambda: agree(pair.one) and agree(pair.two), 30, what="they agree again")
@@ -316,21 +342,25 @@ def test_the_role_outlives_a_restart_of_the_reconciler(pair: Pair) -> None:
 def test_where_keepalived_stops_the_peer_serves_also_clients_that_it_has_not_met(
     pair: Pair,
 ) -> None:
-    Connection(pair.lab.client, NAT, 80).close()  # so that the client need not ask for the MAC
+    for address in (NAT, NAT6):
+        Connection(
+            pair.lab.client, address, 80
+        ).close()  # so that the client need not ask for the MAC
     pair.one.stop_keepalived()
     until(lambda: pair.two.role()[0] == "master", 30, what="lb2 takes over")
-    answers_clients_it_has_not_met(pair.two, pair.lab.client)
+    for address in (NAT, NAT6):
+        answers_clients_it_has_not_met(pair.two, pair.lab.client, address)
     until(lambda: not pair.one.status()["vrrp"]["running"], 30, what="its FIFO is let go")
     assert pair.one.role()[0] == "stop", "it said so before"
     pair.one.start_keepalived()
     until(lambda: pair.one.role() == ("master", 150), 30, what="lb1 takes over again")
 
 
-def answers_clients_it_has_not_met(member: Member, client: Namespace) -> None:
+def answers_clients_it_has_not_met(member: Member, client: Namespace, address: str) -> None:
     """Their MAC is for the kernel to ask, which must not take an answer from its own address for forged."""
     before = passed(member)
     member.host.ip("neigh flush dev wan\n")
-    with Connection(client, NAT, 80, patience=2) as connection:
+    with Connection(client, address, 80, patience=2) as connection:
         connection.get()
     until(lambda: passed(member) > before, what="the kernel had an answer to send")
 

@@ -221,6 +221,10 @@ class Balancer(contextlib.ExitStack):
     def condition(self, kind: str) -> dict[str, Any]:
         return next(one for one in self.status()["conditions"] if one["type"] == kind)
 
+    def applied(self) -> str:
+        """The commit whose content is in the maps."""
+        return str(self.status()["applied"]["commit"])
+
     def beat(self) -> int:
         """When the loop last said that it goes on: seconds since the machine started."""
         lines = (self.run_dir / "heartbeat").read_text().splitlines()

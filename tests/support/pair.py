@@ -1,4 +1,4 @@
-"""Two balancers with one lb.yaml, and the real keepalived on each: as examples/keepalived has it, only faster.
+"""Two balancers that follow one git repository, and the real keepalived on each: as examples/keepalived has it, only faster.
 
     client == front == lb1, lb2 == switch == backends
       ====================================
@@ -22,11 +22,14 @@ from tests.support import lab as labs
 from tests.support.balancer import Balancer
 from tests.support.lab import ROOT, Lab
 from tests.support.namespace import Namespace
+from tests.support.repository import Repository
 from tests.support.wait import until
 
 EXAMPLE = ROOT / "examples/keepalived"
 NAT, DSR, IPIP = "192.0.2.10", "192.0.2.11", "192.0.2.12"
-GATEWAY, UPSTREAM = "10.1.2.1", "10.1.2.250"
+NAT6 = "2001:db8::10"
+UPSTREAM = "10.1.2.250"
+FAMILIES = ("edge", "edge6")  # keepalived's instances: IPv4, IPv6
 STALE = 2  # seconds: how old the heartbeat may be for `control`
 CONFIG = f"""\
 apiVersion: evenkeel/v1
@@ -40,11 +43,18 @@ pools:
       b1: {{address: 10.1.2.101, port: 8080}}
       b2: {{address: 10.1.2.102, port: 8080}}
       b3: {{address: 10.1.2.103, port: 8080, weight: 50}}
+  web6:
+    check: open
+    backends:
+      b1: {{address: "fd01:2::101", port: 8080}}
+      b2: {{address: "fd01:2::102", port: 8080}}
+      b3: {{address: "fd01:2::103", port: 8080, weight: 50}}
   own:
     check: direct
     backends: {{b1: {{address: 10.1.2.101}}, b2: {{address: 10.1.2.102}}, b3: {{address: 10.1.2.103}}}}
 services:
   nat: {{addresses: [{NAT}], ports: [80/tcp], pools: [web], forward: nat, balance: {{method: maglev}}}}
+  nat6: {{addresses: ["{NAT6}"], ports: [80/tcp], pools: [web6], forward: nat, balance: {{method: maglev}}}}
   dsr: {{addresses: [{DSR}], ports: [80/tcp], pools: [own], forward: dsr, balance: {{method: maglev}}}}
   ipip: {{addresses: [{IPIP}], ports: [80/tcp], pools: [own], forward: ipip}}
 ...
@@ -53,7 +63,7 @@ NODE = """\
 apiVersion: evenkeel/v1
 interfaces: {{wan: {{mode: native}}, lan: {{mode: native}}}}
 table-size: 1021
-sizes: {{flows4: 16384, flows6: 1024, returns4: 16384, returns6: 1024, opening4: 8192, opening6: 1024}}
+sizes: {{flows4: 16384, flows6: 16384, returns4: 16384, returns6: 16384, opening4: 8192, opening6: 8192}}
 tunnel-source: {{ipv4: {own}}}
 listen: 0.0.0.0:9160
 vrrp: {{fifo: {run_dir}/vrrp.fifo}}
@@ -75,7 +85,8 @@ class PairLab(Lab):
         self._connect(self.client, "eth0", self.front, "client")
         self._connect(self.client, "eth1", self.switch, "client")
         self.client.ip(f"addr add 10.1.1.2/24 dev eth0\naddr add {UPSTREAM}/24 dev eth1\n")
-        self.client.ip("".join(f"route add {vip}/32 dev eth0\n" for vip in (NAT, DSR, IPIP)))
+        self.client.ip("addr add fd01:1::2/64 dev eth0\n")
+        self.client.ip("".join(f"route add {vip} dev eth0\n" for vip in (NAT, DSR, IPIP, NAT6)))
         self.balancers = [self._balancer(number) for number in (1, 2)]
         self.backends = [self._backend(number) for number in range(self.backend_count)]
         for backend in self.backends:
@@ -86,7 +97,11 @@ class PairLab(Lab):
         self._forward(place)
         for interface, switch in (("wan", self.front), ("lan", self.switch)):
             self._connect(place, interface, switch, f"lb{number}")
-        place.ip(f"addr add 10.1.1.1{number}/24 dev wan\naddr add 10.1.2.1{number}/24 dev lan\n")
+        for net, interface in ((1, "wan"), (2, "lan")):
+            place.ip(
+                f"addr add 10.1.{net}.1{number}/24 dev {interface}\n"
+                f"addr add fd01:{net}::1{number}/64 dev {interface}\n"
+            )
         # Answers that the program has translated and passes to the kernel are from a local address.
         place.sysctl("net.ipv4.conf.lan.accept_local=1")
         return place
@@ -105,15 +120,15 @@ class PairLab(Lab):
 class Member(Balancer):
     """One of the two: its reconciler, its healthcheck, its keepalived."""
 
-    def __init__(self, lab: PairLab, number: int, config: Path, script: Path) -> None:
+    def __init__(self, lab: PairLab, number: int, upstream: Repository, script: Path) -> None:
         super().__init__()
-        self.lab, self.number, self._shared, self._script = lab, number, config, script
+        self.lab, self.number, self._upstream, self._script = lab, number, upstream, script
 
     def _build(self) -> None:
         self.host = self.lab.balancers[self.number - 1]  # type: ignore[attr-defined]
         self.name = f"{self.lab.prefix}-lb{self.number}"
         self._settle()
-        self.source = ("--config", str(self._shared))
+        self.source = ("--from-git", self._upstream.url, "--every", "1")
         other = 3 - self.number
         text = NODE.format(
             own=f"10.1.2.1{self.number}", run_dir=self.run_dir, peer=f"lb{other}", other=f"10.1.2.1{other}"
@@ -160,9 +175,10 @@ class Member(Balancer):
         return (self.folder / "keepalived.log").read_text()
 
     def role(self) -> tuple[str, int | None]:
-        """As the daemon shows it, with keepalived's priority now."""
+        """As the daemon shows it, with keepalived's priority now: of both families, once they are the same."""
         instances = self.status()["vrrp"]["instances"]
-        return (instances[0]["role"], instances[0]["priority"]) if instances else ("", None)
+        found = {(one["role"], one["priority"]) for one in instances}
+        return found.pop() if len(found) == 1 and len(instances) == len(FAMILIES) else ("", None)
 
     def check(self, signal_: str) -> str:
         """What the script says to it, or nothing when all is well."""
@@ -171,9 +187,9 @@ class Member(Balancer):
             self.host.seeing(*command), capture_output=True, text=True, check=False
         ).stderr
 
-    def transitions(self) -> list[str]:
+    def transitions(self, instance: str) -> list[str]:
         """Every state that keepalived entered, in order."""
-        return re.findall(r"Entering (\w+) STATE", self.said)
+        return re.findall(rf"\({instance}\) Entering (\w+) STATE", self.said)
 
 
 class Pair(contextlib.ExitStack):
@@ -191,9 +207,9 @@ class Pair(contextlib.ExitStack):
         self.lab = self.enter_context(PairLab(3))
         self.folder = Path(self.enter_context(tempfile.TemporaryDirectory()))
         self.folder.chmod(0o755)  # for both daemons to read
-        self.config = self.folder / "lb.yaml"
-        self.config.write_text(CONFIG)
-        made = [Member(self.lab, number, self.config, self._secured()) for number in (1, 2)]
+        self.upstream = Repository(self.folder / "upstream")
+        self.commit(CONFIG)
+        made = [Member(self.lab, number, self.upstream, self._secured()) for number in (1, 2)]
         self.one, self.two = (self.enter_context(member) for member in made)
         for member in (self.one, self.two):
             member.start(ready=False)
@@ -202,6 +218,11 @@ class Pair(contextlib.ExitStack):
             until(member.ready, 30, what=f"lb{member.number} is ready")
             member.start_keepalived()
         self.settled()
+
+    def commit(self, text: str, subject: str = "change") -> str:
+        """What both are to follow from now on; which commit that is."""
+        self.content = text
+        return self.upstream.commit(text, subject)
 
     def _secured(self) -> Path:
         """The script where nobody but root may write, which keepalived insists on."""

@@ -83,21 +83,22 @@ def node(text: str, file: str = "lb1.conf") -> Setup:
 def test_priorities_of_the_example_are_those_of_its_documentation() -> None:
     for text, own in ((ONE, 150), (TWO, 120)):
         made = node(text)
-        (edge,) = made.instances
-        assert made.priority(edge) == own
-        assert made.priority(edge, Signal.CONTROL) == own - 5
-        assert made.priority(edge, Signal.DATAPLANE) == own - 60
-        assert made.priority(edge, *Signal) == own - 65
+        assert [edge.name for edge in made.instances] == ["edge", "edge6"]
+        for edge in made.instances:
+            assert made.priority(edge) == own
+            assert made.priority(edge, Signal.CONTROL) == own - 5
+            assert made.priority(edge, Signal.DATAPLANE) == own - 60
+            assert made.priority(edge, *Signal) == own - 65
     page = (ROOT / "docs/keepalived.md").read_text()
     assert all(f": {n}" in page for n in (145, 115, 90, 60, 85))
 
 
 def test_weights_may_be_positive_tracked_and_cut_off() -> None:
     made = node(ONE.replace("weight -60 ", "weight 60 "))
-    (edge,) = made.instances
+    edge, _ = made.instances
     assert (made.priority(edge), made.priority(edge, Signal.DATAPLANE)) == (210, 150)
     made = node(ONE.replace("        evenkeel_dataplane", "        evenkeel_dataplane weight -200"))
-    (edge,) = made.instances
+    edge, _ = made.instances
     assert (made.sum(edge, Signal.DATAPLANE), made.priority(edge, Signal.DATAPLANE)) == (-50, 1)
 
 
@@ -171,6 +172,13 @@ def test_a_script_that_runs_as_another_user_may_lie_where_others_write() -> None
     assert names(open_) == set(), "keepalived runs it: measured with 2.2.7"
 
 
+def test_peers_find_each_other_by_number_and_family() -> None:
+    """Of the IPv6 instance alone: the other node's IPv4 instance has the same number."""
+    six = TWO.rpartition("vrrp_instance edge6")
+    for lacking in (six[0], TWO.partition("vrrp_instance edge ")[0] + six[1] + six[2]):
+        assert names(replace(WELL, peers=(node(lacking, "lb2.conf"),))) == {"vrrp-peer"}
+
+
 def test_one_file_alone_is_judged_as_far_as_it_goes() -> None:
     assert names(replace(WELL, peers=())) == set()
     assert names(replace(both("weight -5 ", "weight -70 "), peers=())) == {"vrrp-weights"}
@@ -185,4 +193,7 @@ def test_nat_behind_a_local_address_needs_accept_local() -> None:
     assert list(forged(config, WELL, outs)) == []
     assert list(forged(None, closed, outs)) == []
     routed = replace(closed, own=node(ONE.replace("192.0.2.10/32", "192.0.2.99/32")))
-    assert list(forged(config, routed, outs)) == []
+    assert list(forged(config, routed, outs)) == [], (
+        "the IPv6 address, which is held, is never forged"
+    )
+    assert list(forged(config, closed, {ip_address("fd01:2::101"): "lan"})) == []
