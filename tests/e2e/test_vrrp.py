@@ -29,13 +29,14 @@ from tests.support.pair import (
     needs_keepalived,
     suspended,
 )
-from tests.support.traffic import Connection
+from tests.support.traffic import Answer, Connection
 from tests.support.wait import until
 
 pytestmark = needs_keepalived
 EACH, FEWER = 1000, 100  # established connections, of each mode
 MODES = {"nat": NAT, "nat6": NAT6, "dsr": DSR, "ipip": IPIP}
 ENOUGH = 0.99
+LOST = 30
 BRIEF = 0.1  # seconds that a handshake may take where the pause is measured
 
 
@@ -71,6 +72,7 @@ class Crowd:
 
     def __init__(self, place: Namespace, each: int) -> None:
         self._open = contextlib.ExitStack()
+        self._unanswered = 0
         self.connections = {
             mode: [self._open.enter_context(Connection(place, address, 80)) for _ in range(each)]
             for mode, address in MODES.items()
@@ -90,17 +92,23 @@ class Crowd:
 
     def ask(self) -> None:
         """Half of them wait for an answer from now on: their backend speaks next, and nothing of theirs is under way."""
-        asking = [one for connections in self.connections.values() for one in connections[::2]]
+        asking = self._half(0)
         for connection in asking:
             connection.send()
         until(lambda: all(one.delivered for one in asking), 30, what="all requests delivered")
 
+    def speak(self) -> None:
+        """The others ask now, whoever may get it."""
+        for connection in self._half(1):
+            connection.send()
+
     def hear(self) -> None:
         """The answers that they wait for; those that get none go on with nobody."""
-        for connections in self.connections.values():
-            for connection in connections[::2]:
-                with contextlib.suppress(OSError):
-                    connection.receive()
+        for connection in (*self._half(0), *self._half(1)):
+            self._patiently(connection.receive)
+
+    def _half(self, first: int) -> list[Connection]:
+        return [one for some in self.connections.values() for one in some[first::2]]
 
     def go_on(self) -> Counter[str]:
         """How many still have their backend, by mode."""
@@ -111,14 +119,17 @@ class Crowd:
         return sum(before == now for before, now in pairs)
 
     def _answers(self, mode: str) -> list[str]:
-        return [answer_of(connection) for connection in self.connections[mode]]
+        return [self._patiently(connection.get) for connection in self.connections[mode]]
 
-
-def answer_of(connection: Connection) -> str:
-    try:
-        return connection.get().backend
-    except (OSError, http.client.HTTPException) as error:
-        return f"nobody: {error}"
+    def _patiently(self, answer: Callable[[], Answer]) -> str:
+        """Whose it is. After so many that got none, nobody else is waited for: it has failed by then."""
+        if self._unanswered > LOST:
+            return "nobody: not waited for"
+        try:
+            return answer().backend
+        except (OSError, http.client.HTTPException) as error:
+            self._unanswered += 1
+            return f"nobody: {error}"
 
 
 class Stream:
@@ -235,7 +246,8 @@ class Failure:
 
 
 def fails_over(pair: Pair, failure: Failure) -> None:
-    """Backends speak first on half of the connections, since these wait for an answer when it happens."""
+    """Backends speak first on half of the connections, which wait for an answer when it happens; the others ask while
+    nobody forwards."""
     client, each = pair.lab.client, failure.connections
     before = entered(pair)
     with Crowd(client, each) as crowd:
@@ -246,6 +258,7 @@ def fails_over(pair: Pair, failure: Failure) -> None:
             crowd.ask()
             began = time.monotonic()
             failure.happens()
+            crowd.speak()
             until(lambda: pair.two.role()[0] == "master", 30, what="lb2 takes over")
             moved = time.monotonic() - began
             held.close()

@@ -146,6 +146,15 @@ class Member(Balancer):
         log = self.enter_context((self.folder / "keepalived.log").open("ab"))
         self.keepalived = subprocess.Popen(self.host.seeing(*command), stdout=log, stderr=log)
 
+    def guard(self) -> None:
+        """The example's firewall, for this lab's services."""
+        text = (EXAMPLE / "nftables.conf").read_text()
+        assert f"daddr {NAT} " in text
+        text = text.replace(f"daddr {NAT} ", f"daddr {{ {NAT}, {DSR}, {IPIP} }} ")
+        path = self.folder / "nftables.conf"
+        path.write_text(text)
+        self.host.run("nft", "--file", str(path))
+
     def stop_keepalived(self) -> None:
         if self.keepalived is not None:
             self.keepalived.terminate()
@@ -216,6 +225,7 @@ class Pair(contextlib.ExitStack):
             self.enter_context(member.checker())
         for member in (self.one, self.two):
             until(member.ready, 30, what=f"lb{member.number} is ready")
+            member.guard()
             member.start_keepalived()
         self.settled()
 
