@@ -48,6 +48,6 @@ def test_twenty_seconds_of_everything_are_explained_and_ctrl_c_ends_them_with_a_
         os.kill(process.pid, signal.SIGINT)
         output, _ = process.communicate(timeout=400)
     assert process.returncode == 0, output
-    assert "asked: " in output
+    assert "TCP requests answered" in output
     assert output.splitlines()[-1].startswith("soak ok: nothing unexplained"), output
     assert left_by(process) == []

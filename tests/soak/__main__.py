@@ -35,6 +35,7 @@ class Soak:
     def __init__(self, seed: int, seconds: float, stop: threading.Event) -> None:
         self.seed, self.seconds, self.stop = seed, seconds, stop
         self.journal = Journal()
+        self._told = self._unexplained = 0  # mishaps that progress told of
 
     def run(self) -> report.Account:
         """Whatever happens, it is reported."""
@@ -71,10 +72,12 @@ class Soak:
         threading.Event().wait(CALM)
 
     def _progress(self) -> str:
+        """What was explained once stays so: troubles only end."""
         counts = self.journal.counts
-        unexplained = sum(
-            not one.excuses for one in judged(self.journal.mishaps, self.journal.troubles)
-        )
+        new = self.journal.mishaps[self._told :]
+        self._told += len(new)
+        self._unexplained += sum(not one.excuses for one in judged(new, self.journal.troubles))
+        unexplained = self._unexplained
         last = self.journal.done[-1][1] if self.journal.done else "nothing yet"
         return (
             f"{counts['tcp answers']} answers, {counts['udp answers']} echoes, {len(self.journal.mishaps)} mishaps,"
@@ -89,7 +92,7 @@ class Soak:
         troubles = journal.troubles
         return report.Account(
             self.seed, journal.began, now(), journal.counts, journal.done,
-            judged(journal.mishaps, troubles), troubles, journal.complaints,
+            judged(journal.mishaps, troubles), troubles, journal.complaints, journal.seen,
         )  # fmt: skip
 
 

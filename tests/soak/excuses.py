@@ -2,6 +2,7 @@
 
 Excuses nothing by its size or its rarity: a mishap is explained by a trouble that concerned it and that was
 going on between the last moment when all was well and the moment when it was noticed, or it is not explained.
+A flow that was chosen anew is a newcomer again: it may meet whatever newcomers may meet at that time.
 """
 
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ class Symptom(StrEnum):
     FELL = "fell"  # seen by the checks, not by a client
 
 
+BEFORE = 1.0  # seconds that a reader wants to look back
 ANY = frozenset(Symptom) - {Symptom.FELL}
 
 
@@ -63,20 +65,26 @@ class Trouble:
         return replace(self, end=min(self.end, at))
 
     def excuses(self, mishap: Mishap) -> bool:
+        return mishap.symptom in self.explains and self._met(mishap)
+
+    def displaces(self, mishap: Mishap) -> bool:
+        """Whether it may have made a flow choose anew, whatever became of it there."""
+        return Symptom.MOVED in self.explains and mishap.host is not None and self._met(mishap)
+
+    def _met(self, mishap: Mishap) -> bool:
         return (
-            mishap.symptom in self.explains
-            and self.begin <= mishap.at
+            self.begin <= mishap.at
             and mishap.since <= self.end
-            and self._concerns(mishap)
+            and self.concerns(mishap)
+            and (self.fresh is None or self.fresh == (mishap.host is None))
         )
 
-    def _concerns(self, mishap: Mishap) -> bool:
+    def concerns(self, mishap: Mishap) -> bool:
         """One who has no backend yet may have been on the way to any."""
         return (
             (self.services is None or mishap.service in self.services)
             and self.pool in (None, mishap.pool)
             and (self.host is None or mishap.host in (None, self.host))
-            and (self.fresh is None or self.fresh == (mishap.host is None))
         )
 
 
@@ -99,9 +107,23 @@ def _breadth(trouble: Trouble) -> tuple[bool, bool, bool]:
 
 def judged(mishaps: Iterable[Mishap], troubles: Iterable[Trouble]) -> list[Finding]:
     known = tuple(troubles)
-    return [Finding(one, tuple(t for t in known if t.excuses(one))) for one in mishaps]
+    return [Finding(one, _excuses(one, known)) for one in mishaps]
 
 
-def going_on(troubles: Iterable[Trouble], since: float, at: float) -> list[Trouble]:
-    """Whomever it concerned: what a reader of an unexplained mishap wants to know."""
-    return [one for one in troubles if one.begin <= at and since <= one.end]
+def _excuses(mishap: Mishap, troubles: tuple[Trouble, ...]) -> tuple[Trouble, ...]:
+    own = tuple(one for one in troubles if one.excuses(mishap))
+    if own or not any(one.displaces(mishap) for one in troubles):
+        return own
+    newcomer = replace(mishap, host=None)
+    return tuple(one for one in troubles if one.excuses(newcomer))
+
+
+def going_on(troubles: Iterable[Trouble], mishap: Mishap) -> list[Trouble]:
+    """What may have had to do with it, whatever it explains; what ended a moment before, too."""
+    return [
+        one
+        for one in troubles
+        if one.begin <= mishap.at
+        and mishap.since - BEFORE <= one.end
+        and one.concerns(replace(mishap, host=None))
+    ]

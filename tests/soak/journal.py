@@ -20,6 +20,7 @@ class Journal:
         self.mishaps: list[Mishap] = []
         self.complaints: list[tuple[float, str]] = []  # what no client saw, and must not be
         self.done: list[tuple[float, str]] = []
+        self.seen: list[tuple[float, str, str]] = []  # in the maps: when, of which pool, what
         self.counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._over: list[Trouble] = []
@@ -32,6 +33,9 @@ class Journal:
 
     def did(self, what: str) -> None:
         self.done.append((now(), what))
+
+    def saw(self, pool: str, what: str) -> None:
+        self.seen.append((now(), pool, what))
 
     def begin(self, troubles: Iterable[Trouble], until: Until) -> None:
         """They go on until that is seen to be so: before it is done, whatever it is."""

@@ -150,7 +150,7 @@ class Stage(Balancer):
     def settled(self) -> bool:
         """The last file is applied, and whoever serves by it is known to be up."""
         sight, ill = self.watch.sight, set(self.ill)
-        return sight.digest == self.digest and all(
+        return sight.applied == self.digest and all(
             (pool, host) in sight.up
             for pool, members in self.wish.pools.items()
             for host, one in members.items()
@@ -207,7 +207,11 @@ class Stage(Balancer):
             self._serve_again(host)
         self.cured[host] = now()
         self.ill.discard(host)
-        self.journal.begin(slots, lambda: self._healthy(host))
+        self.journal.begin(slots, lambda: self._rested(host))
+
+    def _rested(self, host: str) -> bool:
+        """Its slots: it has them all again, or has lost them once more."""
+        return self._noticed(host) if host in self.ill else self._healthy(host)
 
     def _serve_again(self, host: str) -> None:
         """A server opens its ports one after the other: checks may find it up a moment too early."""

@@ -1,8 +1,11 @@
-"""What the pinned maps say, read again and again: which file is applied, and who is up. Writes to no map."""
+"""What the pinned maps say, read again and again: which file is applied, and who is up. Writes to no map.
+
+Everything that changes there is written down: of an unexplained mishap it is the first that one wants to know.
+"""
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from bpf import abi, kernel
@@ -18,8 +21,45 @@ NO_NEW = int(abi.BackendFlag.NO_NEW)
 @dataclass(frozen=True, slots=True)
 class Sight:
     digest: bytes = b""
-    up: frozenset[Member] = frozenset()
-    down: frozenset[Member] = frozenset()
+    phase: abi.Phase = abi.Phase.IDLE
+    entries: Mapping[int, tuple[Member, int, int, str]] = field(default_factory=dict)
+
+    @property
+    def applied(self) -> bytes:
+        """The file that the maps were made from, when they are not being made."""
+        return self.digest if self.phase is abi.Phase.IDLE else b""
+
+    def being(self, state: abi.HealthState) -> frozenset[Member]:
+        return frozenset(one for one, _, _, said in self.entries.values() if said == state.name)
+
+    @property
+    def up(self) -> frozenset[Member]:
+        return self.being(abi.HealthState.UP)
+
+    @property
+    def down(self) -> frozenset[Member]:
+        return self.being(abi.HealthState.DOWN) - self.up
+
+
+def changes(before: Sight, after: Sight) -> Iterator[tuple[str, str]]:
+    """What differs, and the pool that it concerns; all of them: none."""
+    if (before.digest, before.phase) != (after.digest, after.phase):
+        yield "", f"file {after.digest.hex()[:8]}: {after.phase.name.lower()}"
+    for at in sorted({*before.entries, *after.entries}):
+        old, new = before.entries.get(at), after.entries.get(at)
+        if old != new:
+            (pool, _), *_ = new or old  # type: ignore[misc]
+            yield pool, f"backends entry {at}: {_told(new)}, was {_told(old)}"
+
+
+def _told(entry: tuple[Member, int, int, str] | None) -> str:
+    if entry is None:
+        return "nobody's"
+    member, number, flags, health = entry
+    words = [flag.name.lower() for flag in abi.BackendFlag if flags & flag and flag.name]
+    return " ".join(
+        ("/".join(member), f"incarnation {ids.incarnation(number)}", health.lower(), *words)
+    )
 
 
 def _places() -> dict[tuple[bytes, int], Member]:
@@ -61,15 +101,20 @@ def _address(entry: abi.Backend) -> bytes:
 
 
 def sight(instance: kernel.Instance) -> Sight:
-    meta = instance.maps.meta.get(0)
-    states: dict[abi.HealthState, set[Member]] = {state: set() for state in abi.HealthState}
-    for at, entry in instance.maps.backends.items():
-        health, member = instance.maps.health.get(at), _member(entry)
-        if member and health and health.id == entry.id and ids.index(entry.id) == at:
-            states[abi.HealthState(health.state)].add(member)
-    applied = bytes(meta.digest) if meta and meta.phase == abi.Phase.IDLE else b""
-    up = frozenset(states[abi.HealthState.UP])
-    return Sight(applied, up, frozenset(states[abi.HealthState.DOWN]) - up)
+    meta, health = instance.maps.meta.get(0), dict(instance.maps.health.items())
+    entries = {
+        at: (member, entry.id, entry.flags, _health(health.get(at), entry.id))
+        for at, entry in instance.maps.backends.items()
+        if (member := _member(entry)) and ids.index(entry.id) == at
+    }
+    if meta is None:
+        return Sight(entries=entries)
+    return Sight(bytes(meta.digest), abi.Phase(meta.phase), entries)
+
+
+def _health(entry: abi.Health | None, number: int) -> str:
+    known = entry is not None and entry.id == number
+    return abi.HealthState(entry.state if entry and known else 0).name
 
 
 class Watch:
@@ -95,6 +140,8 @@ class Watch:
     def _watch(self) -> None:
         while not self._stop.wait(PACE):
             before, self.sight = self.sight, sight(self._instance)
+            for pool, what in changes(before, self.sight):
+                self._journal.saw(pool, what)
             for member in sorted(self.sight.down & before.up):
                 self._fell(member)
             self._journal.look()

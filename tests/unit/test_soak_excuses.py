@@ -44,6 +44,17 @@ def test_a_new_connection_is_excused_until_the_failure_is_noticed_and_no_longer(
     assert excused(replace(refused, since=6.9), noticed)
 
 
+def test_who_is_chosen_anew_may_meet_what_newcomers_meet_at_that_time() -> None:
+    refused = replace(VISITOR, symptom=Symptom.REFUSED)
+    anew, _ = consequences.no_backend("web/b1 emptied", "web", "b1", 10.5)
+    unnoticed = consequences.unnoticed("b2's server was killed", "b2", at=9).over(20)
+    assert excused(refused, anew, unnoticed)
+    assert not excused(refused, anew)
+    assert not excused(refused, unnoticed)
+    assert not excused(replace(refused, host="b3"), anew, unnoticed)
+    assert not excused(refused, anew, unnoticed.over(9.5))
+
+
 def test_a_draining_backend_keeps_its_flows_until_the_deadline() -> None:
     (flushed,) = consequences.until_returned(DRAIN, at=8)
     assert flushed.begin == 12
@@ -120,4 +131,6 @@ def test_the_report_says_when_the_unexplained_was_and_what_was_going_on() -> Non
 
 
 def test_what_was_over_before_is_not_going_on() -> None:
-    assert not going_on([consequences.illness("", "b1", 5).over(6)], 7, 8)
+    before = consequences.illness("", "b1", 5).over(6)
+    assert not going_on([before], replace(VISITOR, since=7.5, at=8))
+    assert going_on([before], replace(VISITOR, since=6.5, at=8))
