@@ -7,10 +7,12 @@ import argparse
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 from types import FrameType
 
+from bpf.kernel import KernelError
 from reconciler.commands import span
 from tests.soak import laws, report
 from tests.soak.chaos import Chaos
@@ -49,8 +51,11 @@ class Soak:
                 self.journal.complain(str(error))
             stage.clients.close()
             self._say("clients are gone: what is left is looked at")
-            for law in laws.broken(stage):
-                self.journal.complain(law)
+            try:
+                for law in laws.broken(stage):
+                    self.journal.complain(law)
+            except (KernelError, OSError, subprocess.TimeoutExpired) as error:
+                self.journal.complain(f"what is left cannot be looked at: {error}")
         return self.account()
 
     def _disturb(self, chaos: Chaos) -> None:
@@ -76,12 +81,14 @@ class Soak:
         counts = self.journal.counts
         new = self.journal.mishaps[self._told :]
         self._told += len(new)
-        self._unexplained += sum(not one.excuses for one in judged(new, self.journal.troubles))
-        unexplained = self._unexplained
+        unexplained = [one.mishap for one in judged(new, self.journal.troubles) if not one.excuses]
+        self._unexplained += len(unexplained)
+        for mishap in unexplained:
+            self._say(f"unexplained at {mishap.at - self.journal.began:.2f} s: {mishap}")
         last = self.journal.done[-1][1] if self.journal.done else "nothing yet"
         return (
             f"{counts['tcp answers']} answers, {counts['udp answers']} echoes, {len(self.journal.mishaps)} mishaps,"
-            f" {unexplained + len(self.journal.complaints)} unexplained; last: {last}"
+            f" {self._unexplained + len(self.journal.complaints)} unexplained; last: {last}"
         )
 
     def _say(self, what: str) -> None:

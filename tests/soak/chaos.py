@@ -2,7 +2,6 @@
 
 import heapq
 import signal
-import subprocess
 from collections.abc import Callable
 from itertools import count
 from random import Random
@@ -12,6 +11,7 @@ from tests.soak import drift, wishes
 from tests.soak.excuses import Trouble
 from tests.soak.journal import now
 from tests.soak.stage import DAEMONS, Stage
+from tests.soak.upgrades import WITHIN, Upgrades
 
 PAUSE = (0.3, 1.2)  # between two deeds
 AWAY = (1.0, 9.0)  # how long a server is gone, or an override in force
@@ -20,13 +20,11 @@ ALIVE = 12.0  # seconds at least between two kills: longer than it takes to look
 REST = 300.0  # seconds within which one thing is meddled with three times: five repairs are a fight
 DECK = {
     "edit": 6, "kill server": 2, "stop server": 2, "kill reconciler": 1, "kill healthcheck": 1,
-    "drift": 2, "upgrade": 1, "override": 1,
+    "drift": 3, "upgrade": 1, "override": 1, "kill upgrade": 1, "grow": 1,
 }  # fmt: skip
 
 
 class Chaos:
-    UNDO = ("--undo",)  # once there is something to go back to
-
     def __init__(self, stage: Stage, seed: int) -> None:
         self.stage, self.whim = stage, Random(f"chaos {seed}")
         self._deck: list[str] = []
@@ -35,8 +33,8 @@ class Chaos:
         self._killed: dict[str, float] = {}
         self._meddled: list[tuple[float, str]] = []
         self._mending: Callable[[], bool] | None = None
-        self._upgrading: subprocess.Popen[str] | None = None
-        self._programs: list[tuple[str, ...]] = [("--object", str(stage.same)), ()]
+        self._held = False  # by the daemon that runs, which alone can mend it
+        self._upgrades = Upgrades(stage, self.whim)
 
     def rest(self) -> float:
         return self.whim.uniform(*PAUSE)
@@ -44,12 +42,13 @@ class Chaos:
     def deed(self) -> None:
         """The first of the deck that can be done now; the others stay for later."""
         self.stage.look_after_daemons()
-        self._hear_upgrade()
+        self._upgrades.hear()
         self._deck = self._deck or self._shuffled()
         for what in dict.fromkeys(self._deck):
             if said := self._doing[what](self):
                 self._deck.remove(what)
                 self.stage.journal.did(said)
+                self.stage.journal.count(f"deed {what}")
                 return
         self._deck = []  # nothing of it can be done for now, and may not be for long
 
@@ -62,9 +61,7 @@ class Chaos:
         """Everything that is away comes back, and nothing more is done."""
         self._later.clear()
         self.stage.heal()
-        if self._upgrading:
-            self._upgrading.wait(60)
-            self._hear_upgrade()
+        self._upgrades.end()
 
     def _shuffled(self) -> list[str]:
         deck = [kind for kind, times in DECK.items() for _ in range(times)]
@@ -114,7 +111,7 @@ class Chaos:
         return self._kill("healthcheck")
 
     def _kill(self, daemon: str) -> str:
-        if daemon not in self.stage.daemons or now() < self._killed.get(daemon, 0.0) + ALIVE:
+        if not self._is_old(daemon) or (self._held and not self._is_mended):
             return ""
         self._killed[daemon] = now()
         self.stage.kill_daemon(daemon)
@@ -136,43 +133,52 @@ class Chaos:
 
     def _drift(self) -> str:
         """One at a time, and none so often that it would be a fight."""
-        if self._mending and not self._mending():
+        if not self._is_mended or self._upgrades.under_way:
             return ""
         self._meddled = [one for one in self._meddled if one[0] > now() - REST]
         often = [name for _, name in self._meddled]
-        kinds = [kind for kind in drift.KINDS if often.count(kind.__name__) < 3]
-        if not kinds or self._upgrading:
+        kinds = [one for one in drift.KINDS if often.count(one.__name__) < 3 and self._may(one)]
+        if not kinds:
             return ""
         kind = self.whim.choice(kinds)
-        deed = kind(self.stage.instance, self.whim)
+        deed = kind(self.stage.live.now, self.whim)
         self._meddled.append((now(), kind.__name__))
         costs: list[Trouble] = list(deed.costs(now()))
         deed.do()
-        self._mending = deed.mended
+        self._mending, self._held = deed.mended, kind in drift.WHO_HOLDS_MENDS
         self.stage.journal.begin(costs, deed.mended)
         return f"drift: {deed.what}"
 
-    def _upgrade(self) -> str:
-        if self._upgrading or (self._mending and not self._mending()):
-            return ""
-        words = self.whim.choice(self._programs)
-        if words and self.UNDO not in self._programs:
-            self._programs.append(self.UNDO)
-        self._words = ("upgrade", "--node", str(self.stage.node), *words)
-        self._upgrading = self.stage.reconciler(*self._words)
-        return f"upgrade {' '.join(words)}"
+    def _may(self, kind: object) -> bool:
+        return kind not in drift.WHO_HOLDS_MENDS or self._is_old("reconciler")
 
-    def _hear_upgrade(self) -> None:
-        if self._upgrading is None or self._upgrading.poll() is None:
-            return
-        said, _ = self._upgrading.communicate()
-        if self._upgrading.returncode:
-            self.stage.journal.complain(
-                f"{' '.join(self._words)}: code {self._upgrading.returncode}: {said}"
-            )
-        else:
-            self.stage.journal.did("upgrade done")
-        self._upgrading = None
+    def _is_old(self, daemon: str) -> bool:
+        """It runs, and has for so long that it has found everything."""
+        killed = self._killed.get(daemon, self.stage.journal.began)
+        return daemon in self.stage.daemons and now() > killed + ALIVE
+
+    def _upgrade(self) -> str:
+        return self._upgrades.begin() if self._may_upgrade else ""
+
+    def _kill_upgrade(self) -> str:
+        """Of whatever kind: it says all of what is to be before it begins, or nothing has begun."""
+        if not self._may_upgrade:
+            return ""
+        said = self.whim.choice((self._upgrades.begin, self._upgrades.grow))()
+        if not said:
+            return ""
+        return f"{said}, killed after {self._after(WITHIN, self._upgrades.kill):.1f} s"
+
+    def _grow(self) -> str:
+        return self._upgrades.grow() if self._may_upgrade else ""
+
+    @property
+    def _may_upgrade(self) -> bool:
+        return not self._upgrades.under_way and self._is_mended
+
+    @property
+    def _is_mended(self) -> bool:
+        return self._mending is None or self._mending()
 
     def _dispensable(self) -> str:
         """A host that is well, and that every pool can do without."""
@@ -192,4 +198,5 @@ class Chaos:
         "edit": _edit, "kill server": _kill_server, "stop server": _stop_server,
         "kill reconciler": _kill_reconciler, "kill healthcheck": _kill_healthcheck,
         "drift": _drift, "upgrade": _upgrade, "override": _override,
+        "kill upgrade": _kill_upgrade, "grow": _grow,
     }  # fmt: skip

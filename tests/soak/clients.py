@@ -1,6 +1,7 @@
 """Who must not be disappointed: new connections, visitors that stay, and datagrams, of every service.
 
-Everybody says what went wrong and when it was still well; nobody tries again, and nobody judges.
+Everybody says what went wrong and when it was still well; nobody tries again, and nobody judges. Each service has a
+client of its own: where one comes by the same port to two services that share backends, nat may have to drop it.
 """
 
 import random
@@ -11,6 +12,7 @@ from http.client import HTTPException
 from itertools import product
 from math import inf
 
+from tests.soak import wishes
 from tests.soak.excuses import Mishap, Symptom
 from tests.soak.journal import Journal, now
 from tests.soak.wishes import Offer
@@ -122,7 +124,8 @@ class Visit:
     def _opened(self) -> "Connection | Datagrams":
         kind = Connection if self._protocol == "tcp" else Datagrams
         place, offer = self._clients.place, self._offer
-        return kind(place, offer.address, offer.port, patience=PATIENCE)
+        source = wishes.client(offer)
+        return kind(place, offer.address, offer.port, source=source, patience=PATIENCE)
 
     def _asked(self, flow: "Connection | Datagrams") -> bool:
         """Whether the same one answered as before."""

@@ -6,12 +6,11 @@ anything, but for the handshakes that hashed dsr and ipip services do not rememb
 
 from collections.abc import Iterator
 
-from tests.soak.excuses import ANY, Symptom, Trouble
+from tests.soak.excuses import ANY, DEAD, Symptom, Trouble
 from tests.soak.wishes import HASHED, POOLS, Does, Edit
 
 BROKEN = frozenset({Symptom.RESET})
 CHOSEN_ANEW = frozenset({Symptom.RESET, Symptom.MOVED})
-DEAD = frozenset({Symptom.REFUSED, Symptom.RESET, Symptom.SILENT, Symptom.UNREACHABLE})
 LOST = frozenset({Symptom.RESET, Symptom.MOVED}) | DEAD
 PASSED = frozenset({Symptom.UNREACHABLE, Symptom.SILENT, Symptom.RESET, Symptom.REFUSED})
 
@@ -47,7 +46,7 @@ def _chosen_anew(kind: str, edit: Edit, at: float) -> Trouble:
 
 
 def unnoticed(what: str, host: str, at: float) -> Trouble:
-    """Until the checks notice, new connections go to a host that does not answer."""
+    """Until checks notice and spare tables follow, new connections go to a host that does not answer."""
     return Trouble("server failed, not noticed yet", what, at, DEAD, host=host, fresh=True)
 
 
@@ -65,10 +64,17 @@ def unseen(what: str, at: float, services: frozenset[str] | None = None) -> Trou
     return Trouble("drift", what, at, PASSED, services=services)
 
 
+def no_service(what: str, name: str, at: float) -> Trouble:
+    """As if it were not there; flows of its that meet that are forgotten."""
+    services = frozenset({name})
+    return Trouble("drift", what, at, PASSED | {Symptom.MOVED}, services=services)
+
+
 def no_table(what: str, at: float) -> Trouble:
     return Trouble("drift", what, at, frozenset({Symptom.SILENT}), fresh=True)
 
 
 def no_backend(what: str, pool: str, host: str, at: float) -> Iterator[Trouble]:
+    """Where the spare table names it, there is nobody: the pool is used whole, whatever the checks say."""
     yield Trouble("drift", what, at, CHOSEN_ANEW, pool=pool, host=host, fresh=False)
-    yield Trouble("drift", what, at, BROKEN, pool=pool, fresh=True)
+    yield Trouble("drift", what, at, BROKEN, pool=pool, fresh=True, exposes=True)

@@ -2,7 +2,8 @@
 
 Excuses nothing by its size or its rarity: a mishap is explained by a trouble that concerned it and that was
 going on between the last moment when all was well and the moment when it was noticed, or it is not explained.
-A flow that was chosen anew is a newcomer again: it may meet whatever newcomers may meet at that time.
+A flow that was chosen anew is a newcomer again: it may meet whatever newcomers may meet at that time. Where a
+trouble `exposes` a pool, newcomers may meet servers that are known to have failed.
 """
 
 from collections.abc import Iterable
@@ -24,6 +25,7 @@ class Symptom(StrEnum):
 
 BEFORE = 1.0  # seconds that a reader wants to look back
 ANY = frozenset(Symptom) - {Symptom.FELL}
+DEAD = frozenset({Symptom.REFUSED, Symptom.RESET, Symptom.SILENT, Symptom.UNREACHABLE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Trouble:
     pool: str | None = None
     host: str | None = None
     fresh: bool | None = None  # only those without an answer yet; or only those with one
+    exposes: bool = False  # some of the pool's spare slots are nobody's: then it is used whole
 
     def __str__(self) -> str:
         return f"{self.kind} ({self.what})"
@@ -65,13 +68,13 @@ class Trouble:
         return replace(self, end=min(self.end, at))
 
     def excuses(self, mishap: Mishap) -> bool:
-        return mishap.symptom in self.explains and self._met(mishap)
+        return mishap.symptom in self.explains and self.met(mishap)
 
     def displaces(self, mishap: Mishap) -> bool:
         """Whether it may have made a flow choose anew, whatever became of it there."""
-        return Symptom.MOVED in self.explains and mishap.host is not None and self._met(mishap)
+        return Symptom.MOVED in self.explains and mishap.host is not None and self.met(mishap)
 
-    def _met(self, mishap: Mishap) -> bool:
+    def met(self, mishap: Mishap) -> bool:
         return (
             self.begin <= mishap.at
             and mishap.since <= self.end
@@ -112,10 +115,14 @@ def judged(mishaps: Iterable[Mishap], troubles: Iterable[Trouble]) -> list[Findi
 
 def _excuses(mishap: Mishap, troubles: tuple[Trouble, ...]) -> tuple[Trouble, ...]:
     own = tuple(one for one in troubles if one.excuses(mishap))
-    if own or not any(one.displaces(mishap) for one in troubles):
+    if own or not (mishap.host is None or any(one.displaces(mishap) for one in troubles)):
         return own
     newcomer = replace(mishap, host=None)
-    return tuple(one for one in troubles if one.excuses(newcomer))
+    as_newcomer = tuple(one for one in troubles if one.excuses(newcomer))
+    if as_newcomer or not any(one.exposes and one.met(newcomer) for one in troubles):
+        return as_newcomer
+    failures = (one for one in troubles if one.host and one.explains >= DEAD)
+    return tuple(one for one in failures if one.excuses(replace(newcomer, host=one.host)))
 
 
 def going_on(troubles: Iterable[Trouble], mishap: Mishap) -> list[Trouble]:

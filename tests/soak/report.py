@@ -9,6 +9,7 @@ from tests.soak.excuses import Finding, Mishap, Symptom, Trouble, going_on
 CLIENTS = tuple(one for one in Symptom if one is not Symptom.FELL)
 ERRORS = tuple(one for one in CLIENTS if one is not Symptom.MOVED)
 SHOWN = 20
+DEED = "deed "
 EARLIER, LATER = 5.0, 0.5  # seconds around a mishap of which all is told
 
 
@@ -53,6 +54,8 @@ def _totals(account: Account) -> Iterator[str]:
     for protocol in ("tcp", "udp"):
         asked, flows = (counts.get(f"{protocol} {what}", 0) for what in ("answers", "flows"))
         yield f"{asked} {protocol.upper()} requests answered, of {flows} flows"
+    deeds = sorted(what for what in counts if what.startswith(DEED))
+    yield f"done: {', '.join(f'{counts[one]} {one.removeprefix(DEED)}' for one in deeds)}"
     found = Counter(one.mishap.symptom for one in account.findings)
     yield (
         f"{sum(found[one] for one in ERRORS)} errors ({found[Symptom.RESET]} resets),"

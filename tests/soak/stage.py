@@ -1,16 +1,19 @@
 """Where the soak plays: the lab, the servers, both daemons, and what can be done to them. Chooses nothing by itself."""
 
 import contextlib
+import json
 import signal
 import subprocess
 import threading
 from collections.abc import Callable
 from hashlib import sha256
+from typing import ClassVar
 
 from bpf import kernel
 from tests.soak import consequences, wishes
 from tests.soak.clients import Clients
 from tests.soak.journal import Journal, now
+from tests.soak.live import Live
 from tests.soak.watch import Member, Watch
 from tests.soak.wishes import Edit, Wish
 from tests.support.balancer import Balancer, Done
@@ -25,8 +28,6 @@ interfaces: {{wan: {{mode: native}}, lan: {{mode: native}}}}
 table-size: 1021
 tunnel-source: {{ipv4: {BALANCER[4]}}}
 nat-source: {{ipv4: {NAT_SOURCE[4]}}}
-sizes: {{frontends: 64, services: 64, pools: 64, backends: 128, flows4: 65536, flows6: 16384,
-  returns4: 65536, returns6: 16384, opening4: 16384, opening6: 16384}}
 """
 DAEMONS = ("reconciler", "healthcheck")
 PROBE = 2.0  # seconds: more than one takes, with all that comes of it
@@ -37,6 +38,10 @@ class Stage(Balancer):
     """Left alone, nothing changes here and nobody is disappointed."""
 
     backends = len(wishes.HOSTS)
+    FIRST: ClassVar[dict[str, int]] = {
+        "frontends": 64, "services": 64, "pools": 64, "backends": 128, "flows4": 65536, "flows6": 16384,
+        "returns4": 65536, "returns6": 16384, "opening4": 16384, "opening6": 16384,
+    }  # fmt: skip
 
     def __init__(self, journal: Journal, seed: int) -> None:
         super().__init__()
@@ -46,6 +51,7 @@ class Stage(Balancer):
         self.ill: set[str] = set()  # hosts
         self.cured: dict[str, float] = {}
         self.forced: set[Member] = set()
+        self.sizes = dict(self.FIRST)
 
     def _build(self) -> None:
         self.lab = self.enter_context(Lab(self.backends))
@@ -54,18 +60,21 @@ class Stage(Balancer):
             self.lab.own_service_address(backend)
             self.lab.decapsulate(backend)
             self.serve(backend)
+        for offer in wishes.OFFERS.values():
+            length = 64 if ":" in offer.address else 24
+            self.lab.client.ip(f"addr add {wishes.client(offer)}/{length} dev eth0\n")
         self._settle()
-        self.node.write_text(NODE)
+        self._write_node()
         self.same = changed(self.folder, "same", SAME)
         self.callback(self._end_daemons)
         self.write(self.wish)
         self.run_daemon("reconciler")
         found = until(self._opened, SETTLES, what="the first pass")
         assert found is not None
-        self.instance = found
-        self.callback(self.instance.close)
+        self.live = found
+        self.callback(self.live.close)
         self.run_daemon("healthcheck")
-        self.watch = self.enter_context(Watch(self.instance, self.journal, self._fell))
+        self.watch = self.enter_context(Watch(self.live.now, self.journal, self._fell))
         self.await_settled()
         self.clients = self.enter_context(Clients(self.lab.client, self.journal, self.seed))
         self.clients.ask(self.wish.offers())
@@ -109,11 +118,25 @@ class Stage(Balancer):
         for name in list(self.daemons):
             self.kill_daemon(name)
 
-    def _opened(self) -> kernel.Instance | None:
+    def _opened(self) -> Live | None:
         self.look_after_daemons()
         with contextlib.suppress(kernel.NotLoaded):
-            return kernel.Instance.open(self.name)
+            return Live(self.name)
         return None
+
+    @property
+    def instance(self) -> kernel.Instance:
+        return self.live.now()
+
+    def resize(self, name: str, entries: int) -> None:
+        """In node.yaml; the maps follow when somebody upgrades."""
+        self.sizes[name] = entries
+        self._write_node()
+
+    def _write_node(self) -> None:
+        new = self.node.with_suffix(".new")
+        new.write_text(f"{NODE}sizes: {json.dumps(self.sizes)}\n")
+        new.rename(self.node)
 
     def reconciler(self, *arguments: str) -> "subprocess.Popen[str]":
         """The command, as somebody types it on the balancer, who has become the daemon's user."""
@@ -222,9 +245,12 @@ class Stage(Balancer):
         serving.set()
 
     def _noticed(self, host: str) -> bool:
-        """In each pool that has it, those too where the file says down: it may say up a moment later."""
+        """In each pool that has it, those too where the file says down: it may say up a moment later.
+
+        By the checks, and by the reconciler, which keeps the spare tables: killed, when it is back.
+        """
         at_risk = {(pool, host) for pool, members in self.wish.pools.items() if host in members}
-        return at_risk <= self.watch.sight.down or self._healthy(host)
+        return at_risk <= self.watch.sight.passed_over or self._healthy(host)
 
     def _healthy(self, host: str) -> bool:
         """Once the last probe that it did not answer has been heard of, too."""

@@ -12,6 +12,7 @@ from bpf import abi, kernel
 from reconciler import ids
 from tests.soak import wishes
 from tests.soak.journal import Journal
+from tests.soak.live import Where
 
 PACE = 0.05
 Member = tuple[str, str]  # pool, host
@@ -23,6 +24,7 @@ class Sight:
     digest: bytes = b""
     phase: abi.Phase = abi.Phase.IDLE
     entries: Mapping[int, tuple[Member, int, int, str]] = field(default_factory=dict)
+    spared: frozenset[int] = frozenset()  # ids that spare tables name
 
     @property
     def applied(self) -> bytes:
@@ -39,6 +41,12 @@ class Sight:
     @property
     def down(self) -> frozenset[Member]:
         return self.being(abi.HealthState.DOWN) - self.up
+
+    @property
+    def passed_over(self) -> frozenset[Member]:
+        """Down, and nobody's last resort: as long as a spare slot names one that is down, the pool is used whole."""
+        named = {member for member, number, _, _ in self.entries.values() if number in self.spared}
+        return self.down - named
 
 
 def changes(before: Sight, after: Sight) -> Iterator[tuple[str, str]]:
@@ -107,9 +115,20 @@ def sight(instance: kernel.Instance) -> Sight:
         for at, entry in instance.maps.backends.items()
         if (member := _member(entry)) and ids.index(entry.id) == at
     }
+    spared = _spared(instance, entries)
     if meta is None:
-        return Sight(entries=entries)
-    return Sight(bytes(meta.digest), abi.Phase(meta.phase), entries)
+        return Sight(entries=entries, spared=spared)
+    return Sight(bytes(meta.digest), abi.Phase(meta.phase), entries, spared)
+
+
+def _spared(
+    instance: kernel.Instance, entries: Mapping[int, tuple[Member, int, int, str]]
+) -> frozenset[int]:
+    """While tables are being replaced nobody can be ruled out."""
+    try:
+        return frozenset().union(*instance.maps.spares.items().values())
+    except kernel.KernelError:
+        return frozenset(number for _, number, _, _ in entries.values())
 
 
 def _health(entry: abi.Health | None, number: int) -> str:
@@ -120,16 +139,14 @@ def _health(entry: abi.Health | None, number: int) -> str:
 class Watch:
     """Looks every few hundredths of a second, ends troubles that are over, and tells of falls."""
 
-    def __init__(
-        self, instance: kernel.Instance, journal: Journal, fell: Callable[[Member], None]
-    ) -> None:
-        self._instance, self._journal, self._fell = instance, journal, fell
+    def __init__(self, live: Where, journal: Journal, fell: Callable[[Member], None]) -> None:
+        self._live, self._journal, self._fell = live, journal, fell
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)
         self.sight = Sight()
 
     def __enter__(self) -> "Watch":
-        self.sight = sight(self._instance)
+        self.sight = sight(self._live())
         self._thread.start()
         return self
 
@@ -139,7 +156,7 @@ class Watch:
 
     def _watch(self) -> None:
         while not self._stop.wait(PACE):
-            before, self.sight = self.sight, sight(self._instance)
+            before, self.sight = self.sight, sight(self._live())
             for pool, what in changes(before, self.sight):
                 self._journal.saw(pool, what)
             for member in sorted(self.sight.down & before.up):

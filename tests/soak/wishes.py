@@ -48,6 +48,7 @@ OFFERS = {
         Offer("fullnat", "web", SERVICE[4], 8002),
         Offer("dsr", "own", SERVICE[4], 80),
         Offer("ipip", "own", SERVICE[4], 81),
+        Offer("gue", "own", SERVICE[4], 82),
         Offer("six", "six", SERVICE[6], 8001),
         *(Offer(name, "web", SERVICE[4], port) for name, port in EXTRAS.items()),
     )
@@ -57,11 +58,12 @@ HOW = {
     "fullnat": "forward: fullnat, balance: {method: round-robin}",
     "dsr": "forward: dsr, balance: {method: maglev}",
     "ipip": "forward: ipip",
+    "gue": "forward: gue",
     "six": "forward: nat, balance: {method: least-connections}",
     **dict.fromkeys(EXTRAS, "forward: nat, balance: {method: random}"),
 }
 HASHED = frozenset(
-    {"dsr", "ipip"}
+    {"dsr", "ipip", "gue"}
 )  # which know nothing of a connection before its handshake is over
 
 
@@ -180,6 +182,12 @@ def _member(pool: str, host: str, one: Member) -> str:
 def address(pool: str, host: str) -> str:
     number = 100 + int(host[1:])
     return f"fd01:2::{number}" if pool == "six" else f"10.1.2.{number}"
+
+
+def client(offer: Offer) -> str:
+    """Where it is asked from."""
+    number = 20 + list(OFFERS).index(offer.name)
+    return f"fd01:1::{number}" if ":" in offer.address else f"10.1.1.{number}"
 
 
 def _service(offer: Offer) -> str:

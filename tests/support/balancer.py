@@ -118,8 +118,7 @@ class Balancer(contextlib.ExitStack):
 
     def _forget(self) -> None:
         self.stop(signal.SIGKILL)
-        with contextlib.suppress(kernel.NotLoaded):
-            kernel.Instance.open(self.name).teardown()
+        kernel.teardown(self.name)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     # ---- the daemon

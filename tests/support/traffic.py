@@ -38,14 +38,15 @@ class Connection:
         address: str,
         port: int,
         *,
+        source: str = "",
         source_port: int = 0,
         patience: float = _PATIENCE,
     ) -> None:
         self.socket = place.socket(_family(address))
         self.socket.settimeout(patience)
         try:
-            if source_port:
-                self.socket.bind(("", source_port))
+            if source or source_port:
+                self.socket.bind((source, source_port))
             self.socket.connect((address, port))
         except OSError:
             self.socket.close()
@@ -115,10 +116,18 @@ class Datagrams:
     """One port that sends a datagram and waits for its echo, again and again."""
 
     def __init__(
-        self, place: Namespace, address: str, port: int, *, patience: float = _PATIENCE
+        self,
+        place: Namespace,
+        address: str,
+        port: int,
+        *,
+        source: str = "",
+        patience: float = _PATIENCE,
     ) -> None:
         self.socket = place.socket(_family(address), socket.SOCK_DGRAM)
         self.socket.settimeout(patience)
+        if source:
+            self.socket.bind((source, 0))
         self.socket.connect((address, port))
 
     def get(self, path: str) -> Answer:

@@ -4,9 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from reconciler import ids
 from tests.soak import consequences, wishes
 from tests.soak.excuses import Mishap, Symptom, going_on, judged
 from tests.soak.report import Account, lines
+from tests.soak.watch import NO_NEW, Sight, changes
 from tests.soak.wishes import AWAY, Does, Edit, Member, Wish
 
 VISITOR = Mishap(Symptom.RESET, since=10, at=11, service="nat", pool="web", host="b1")
@@ -53,6 +55,20 @@ def test_who_is_chosen_anew_may_meet_what_newcomers_meet_at_that_time() -> None:
     assert not excused(refused, unnoticed)
     assert not excused(replace(refused, host="b3"), anew, unnoticed)
     assert not excused(refused, anew, unnoticed.over(9.5))
+
+
+def test_who_comes_while_a_pool_is_used_whole_may_meet_a_server_that_is_known_to_have_failed() -> (
+    None
+):
+    refused = replace(NEWCOMER, symptom=Symptom.REFUSED)
+    emptied = tuple(consequences.no_backend("own/b1 emptied", "own", "b1", 10.5))
+    ill = consequences.illness("b2's server was killed", "b2", at=5)
+    assert excused(refused, *emptied, ill)
+    assert excused(replace(refused, host="b1"), *emptied, ill)
+    assert not excused(replace(refused, host="b3"), *emptied, ill)
+    assert not excused(refused, *emptied)
+    assert not excused(refused, *emptied, ill.over(9))
+    assert not excused(replace(refused, service="nat", pool="web"), *emptied, ill)
 
 
 def test_a_draining_backend_keeps_its_flows_until_the_deadline() -> None:
@@ -128,6 +144,42 @@ def test_the_report_says_when_the_unexplained_was_and_what_was_going_on() -> Non
     assert "    done at 5.00 s: b1's server killed" in said
     assert "BROKEN at 9.00 s: the plan" in said
     assert said[-1].startswith("soak FAILED: 2 unexplained")
+
+
+def test_the_report_shows_what_the_maps_said_of_that_pool_around_the_unexplained() -> None:
+    seen = [
+        (9.0, "web", "b2 down"),
+        (9.5, "six", "b1 down"),
+        (1.0, "web", "long ago"),
+        (9.7, "", "file"),
+    ]
+    found = replace(account(replace(VISITOR, host="b2")), seen=seen)
+    told = [line.strip() for line in lines(found) if line.startswith("    seen")]
+    assert told == ["seen at 9.00 s: b2 down", "seen at 9.70 s: file"]
+
+
+def test_what_changed_in_the_maps_is_said_with_what_was_there_before() -> None:
+    number = ids.make(3, 2)
+    before = Sight(b"a", entries={3: (("web", "b1"), number, 0, "UP")})
+    after = Sight(b"b", entries={3: (("web", "b1"), number, NO_NEW, "DOWN")})
+    assert not list(changes(before, before))
+    assert list(changes(before, after)) == [
+        ("", "file 62: idle"),
+        ("web", "backends entry 3: web/b1 incarnation 2 down no_new, was web/b1 incarnation 2 up"),
+    ]
+    assert [what for _, what in changes(after, Sight(b"b"))] == [
+        "backends entry 3: nobody's, was web/b1 incarnation 2 down no_new"
+    ]
+
+
+def test_who_is_down_is_passed_over_once_no_spare_table_names_it() -> None:
+    entries = {
+        3: (("web", "b1"), ids.make(3, 2), 0, "DOWN"),
+        4: (("own", "b1"), ids.make(4, 1), 0, "DOWN"),
+        5: (("own", "b2"), ids.make(5, 1), 0, "UP"),
+    }
+    sight = Sight(entries=entries, spared=frozenset({ids.make(3, 2), ids.make(5, 1)}))
+    assert sight.passed_over == {("own", "b1")}
 
 
 def test_what_was_over_before_is_not_going_on() -> None:
