@@ -6,6 +6,7 @@ A small document, so that asking costs neither side much: schemas/digests.schema
 from typing import Any
 
 from reconciler.agreement import Answer, Identity
+from reconciler.printable import printable
 from reconciler.status import Status
 
 FORMAT = "1.0"
@@ -35,8 +36,11 @@ def parse(content: object) -> Answer:
     if not isinstance(content, dict) or not isinstance(content.get("format_version"), str):
         return Answer(trouble="its answer is not what a reconciler says")
     if content["format_version"].partition(".")[0] != FORMAT.partition(".")[0]:
-        return Answer(trouble=f"it speaks format {content['format_version'][:9]}, we {FORMAT}")
+        return Answer(
+            trouble=f"it speaks format {printable(content['format_version'])[:9]}, we {FORMAT}"
+        )
     digest, commit, tables = (content.get(name) for name in ("digest", "commit", "tables"))
     if not isinstance(digest, str) or not isinstance(commit, str) or not isinstance(tables, dict):
         return Answer(trouble="its answer lacks digest, commit or tables")
-    return Answer(Identity(digest, commit, {str(k): str(v) for k, v in tables.items()}))
+    named = {printable(str(name)): printable(str(value)) for name, value in tables.items()}
+    return Answer(Identity(printable(digest), printable(commit), named))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
+from reconciler.printable import printable
 from reconciler.revision import Ancestry, Commit, Provenance
 
 LOCAL = 10.0  # seconds for what needs no network
@@ -145,8 +146,8 @@ class Git:
         name = author.removeprefix("author ").rpartition(">")[0]
         return Commit(
             commit,
-            author=_printable(name + ">" if name else ""),
-            subject=_printable(message.strip().partition("\n")[0]),
+            author=printable(name + ">" if name else ""),
+            subject=printable(message.strip().partition("\n")[0]),
             signer=signer,
             provenance=provenance,
         )
@@ -174,7 +175,7 @@ class Git:
         verdict, _, signer = said.decode(errors="replace").partition("\n")
         if verdict != "G":
             raise GitError(f"commit {commit[:12]}: the signature is not good (%G? is {verdict})")
-        return _printable(signer.strip())
+        return printable(signer.strip())
 
     def close(self) -> None:
         """No further call; one that is under way ends now."""
@@ -268,9 +269,4 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 
 def _complaint(command: tuple[str, ...], said: bytes, code: int) -> str:
     lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
-    return _printable(f"git {command[0]}: {lines[0] if lines else f'exit code {code}'}")
-
-
-def _printable(text: str) -> str:
-    """Text of others, for a terminal and a log line."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)[:200]
+    return printable(f"git {command[0]}: {lines[0] if lines else f'exit code {code}'}")

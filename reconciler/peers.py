@@ -1,22 +1,26 @@
 """Asks the peers what they forward, gently, in a thread of its own. Judges nothing, and touches no map.
 
-A peer that hangs delays the others by its time-out and the loop not at all.
+A peer that hangs, or says a byte now and then, delays the others by its two time-outs, to be reached and to
+answer, and the loop not at all.
 """
 
 import http.client
 import json
 import logging
+import socket
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from urllib.parse import urlsplit
 
 from reconciler import agreement, digests
 from reconciler.agreement import Answer, Identity, Peer
 from reconciler.board import Board
 from reconciler.model import PeerNode
+from reconciler.printable import printable
 
-TIMEOUT = 2.0  # seconds
+TIMEOUT = 2.0  # seconds, to be reached; as many for the whole answer
 SLOWEST, QUICKEST, OFTEN = 5.0, 0.25, 10  # a peer is asked so many times within its patience
 LARGEST = 4 << 20  # bytes of an answer
 PATH = "/digests"
@@ -71,14 +75,35 @@ def ask(address: str) -> Answer:
     place = urlsplit(address)
     try:
         connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=TIMEOUT)
-        try:
-            connection.request("GET", place.path.rstrip("/") + PATH)
-            response = connection.getresponse()
-            body = response.read(LARGEST)
-        finally:
-            connection.close()
+        with closing(connection):
+            connection.connect()
+            with _hurried(connection.sock):
+                connection.request("GET", place.path.rstrip("/") + PATH)
+                response = connection.getresponse()
+                body = response.read(LARGEST)
         if response.status != http.client.OK:
-            return Answer(trouble=f"it answers {response.status} {response.reason}"[:100])
+            return Answer(trouble=printable(f"it answers {response.status} {response.reason}"))
         return digests.parse(json.loads(body))
     except (OSError, http.client.HTTPException, ValueError, RecursionError) as error:
-        return Answer(trouble=str(error)[:200] or type(error).__name__)
+        return Answer(trouble=printable(str(error)) or type(error).__name__)
+
+
+@contextmanager
+def _hurried(channel: socket.socket) -> Iterator[None]:
+    """TimeoutError once it takes too long: a socket's own time-out begins anew with each byte."""
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        with suppress(OSError):
+            channel.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(TIMEOUT, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if late.is_set():
+            raise TimeoutError(f"no whole answer within {TIMEOUT:g} s")

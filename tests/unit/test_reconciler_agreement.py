@@ -2,9 +2,10 @@
 
 import http.server
 import json
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from reconciler.conditions import Condition, Holds, Observed, Type, judge
 from reconciler.control import Requests
 from reconciler.model import PeerNode
 from reconciler.peers import OFTEN, Peers, pace
+from reconciler.printable import LONGEST
 from reconciler.serve import Server
 from reconciler.stating import build
 from tests.support.lab import ROOT
@@ -181,6 +183,49 @@ def test_whatever_a_peer_answers_is_an_answer(code: int, body: bytes, said: str)
     assert found.identity is None
     assert found.trouble
     assert said in found.trouble
+
+
+@contextmanager
+def dripping(piece: bytes) -> Iterator[str]:
+    """Says a little, again and again, and never comes to an end of its own."""
+    gone = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            channel, _ = server.accept()
+            with channel, suppress(OSError):
+                channel.sendall(b"HTTP/1.0 200 OK\r\n")
+                while not gone.wait(0.01):
+                    channel.sendall(piece)
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.getsockname()[1]}"
+        finally:
+            gone.set()
+            thread.join()
+
+
+@pytest.mark.parametrize("piece", [b"x", b"\r\n[["], ids=["headers", "body"])
+def test_a_peer_that_never_finishes_is_given_up(
+    piece: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "TIMEOUT", 0.3)
+    found: list[Answer] = []
+    with dripping(piece) as address:
+        asking = threading.Thread(target=lambda: found.append(peers.ask(address)))
+        asking.start()
+        until(lambda: found, what="an end of the question")
+        asking.join()
+    assert found == [Answer(trouble="no whole answer within 0.3 s")]
+
+
+def test_what_a_peer_says_rules_no_terminal() -> None:
+    said = {"digest": "\x1b[2J", "commit": "c" * 1000, "tables": {"web\n": "1\x00"}}
+    found = digests.parse({"format_version": "1.0", **said}).identity
+    assert found == Identity("?[2J", "c" * LONGEST, {"web?": "1?"})
+    assert digests.parse({"format_version": "\x1b2.0"}).trouble == "it speaks format ?2.0, we 1.0"
 
 
 def test_nobody_there_is_an_answer_too() -> None:
