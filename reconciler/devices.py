@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from reconciler.symptoms import Device, Facts, Finding, note, warning
+from reconciler.symptoms import Device, Facts, Finding, in_sysctl, note, warning
 
 STRICT = 1  # rp_filter
 VETH = "veth"
@@ -125,7 +125,7 @@ def _stack(device: Device, facts: Facts) -> Iterator[Finding]:
             name,
             "rp_filter is strict: replies that are passed to the kernel, while it looks for a"
             " client's neighbour, are dropped for their source",
-            f"sysctl -w net.ipv4.conf.{name}.rp_filter=2",
+            f"sysctl -w net.ipv4.conf.{in_sysctl(name)}.rp_filter=2",
         )
     key = {4: "net.ipv4.conf", 6: "net.ipv6.conf"}
     for family in sorted(families - device.forwards):
@@ -134,7 +134,7 @@ def _stack(device: Device, facts: Facts) -> Iterator[Finding]:
             name,
             f"does not forward IPv{family}: the kernel then tells the program no next hop to"
             " clients, and their answers are dropped",
-            f"sysctl -w {key[family]}.{name}.forwarding=1 {key[family]}.all.forwarding=1",
+            f"sysctl -w {key[family]}.{in_sysctl(name)}.forwarding=1 {key[family]}.all.forwarding=1",
         )
 
 

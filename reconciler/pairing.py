@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from reconciler.model import Address, Config, Forward
-from reconciler.symptoms import Finding, note, warning
+from reconciler.symptoms import Finding, in_sysctl, note, warning
 from reconciler.weighing import OWNER, Instance, Script, Setup, Signal
 
 IPV4 = 4
@@ -198,7 +198,8 @@ def _tracking(instance: Instance, own: Setup) -> Iterator[Finding]:
         yield warning(
             "vrrp-owner",
             about,
-            "has priority 255, the address owner's: no weight counts",
+            "has priority 255, the address owner's, as `state MASTER` has without a priority: no weight"
+            " counts",
             f"`priority 254` or less ({instance.where})",
         )
 
@@ -303,5 +304,5 @@ def forged(
                 name,
                 f"drops what comes from the addresses of {service.name}, which keepalived makes local:"
                 " after a move, answers are lost until the client's MAC is known",
-                f"sysctl -w net.ipv4.conf.{name}.accept_local=1",
+                f"sysctl -w net.ipv4.conf.{in_sysctl(name)}.accept_local=1",
             )

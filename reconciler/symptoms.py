@@ -84,6 +84,11 @@ class Finding:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
+def in_sysctl(interface: str) -> str:
+    """Its name among a key's dots, which are those of a VLAN's name too."""
+    return interface.replace(".", "/")
+
+
 def warning(name: str, about: str, what: str, mend: str) -> Finding:
     return Finding(Level.WARNING, name, about, what, mend)
 

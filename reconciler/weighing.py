@@ -7,11 +7,12 @@ a positive one while it succeeds. What comes of it is cut off at 1 and at 254.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import ip_address
 
 from reconciler.keepalived import Parsed, Statement
 
 LOWEST, HIGHEST, OWNER = 1, 254, 255
-DEFAULT_PRIORITY = 100
+DEFAULT_PRIORITY = 100  # but of `state MASTER` the owner's
 
 
 class Signal(StrEnum):
@@ -134,7 +135,7 @@ def _instance(block: Statement, grouped: set[str]) -> Instance:
         own = words[words.index("weight") + 1 :] if "weight" in words else ()
         tracked[line.name] = _number(own[0], 0) if own else None
     addresses = (
-        inner.name.partition("/")[0]
+        _address(inner.name.partition("/")[0])
         for kind in ("virtual_ipaddress", "virtual_ipaddress_excluded")
         for one in block.all(kind)
         for inner in one.block
@@ -142,12 +143,23 @@ def _instance(block: Statement, grouped: set[str]) -> Instance:
     return Instance(
         name=block.words[1],
         router=block.value("virtual_router_id"),
-        priority=_number(block.value("priority"), DEFAULT_PRIORITY),
+        priority=_number(
+            block.value("priority"),
+            OWNER if block.value("state") == "MASTER" else DEFAULT_PRIORITY,
+        ),
         tracked=tracked,
         addresses=tuple(addresses),
         grouped=block.words[1] in grouped,
         where=block.where,
     )
+
+
+def _address(text: str) -> str:
+    """As lb.yaml's are written out."""
+    try:
+        return str(ip_address(text))
+    except ValueError:
+        return text
 
 
 def _number(text: str, default: int) -> int:

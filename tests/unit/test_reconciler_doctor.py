@@ -99,6 +99,11 @@ WRONG = {
     "VLANs": (on("rx-vlan-hw-parse", vlans=("wan.7",)), "rx-vlan", "ethtool -K wan rxvlan off"),
     "queues": (with_wan(queues=1), "queues", "ethtool -L wan combined 4"),
     "rp_filter": (with_wan(rp_filter=1), "rp-filter", "net.ipv4.conf.wan.rp_filter=2"),
+    "a VLAN's name": (
+        replace(WELL, devices=(replace(WAN, name="wan.7", rp_filter=1), LAN)),
+        "rp-filter",
+        "net.ipv4.conf.wan/7.rp_filter=2",
+    ),
     "IPv4 forwarding": (
         with_wan(forwards=frozenset({6})),
         "forwarding4",

@@ -102,6 +102,12 @@ def test_weights_may_be_positive_tracked_and_cut_off() -> None:
     assert (made.sum(edge, Signal.DATAPLANE), made.priority(edge, Signal.DATAPLANE)) == (-50, 1)
 
 
+def test_a_master_without_a_priority_owns_the_address_as_keepalived_has_it() -> None:
+    bare = ONE.replace("priority 150", "")
+    assert [node(bare.replace("state BACKUP", f"state {state}")).instances[0].priority
+            for state in ("BACKUP", "MASTER")] == [100, 255]  # fmt: skip
+
+
 # ---- what doctor says
 
 WELL = Keepalived(node(ONE), (node(TWO, "lb2.conf"),), {PATH: Executable()})
@@ -197,3 +203,11 @@ def test_nat_behind_a_local_address_needs_accept_local() -> None:
         "the IPv6 address, which is held, is never forged"
     )
     assert list(forged(config, closed, {ip_address("fd01:2::101"): "lan"})) == []
+    vlan = replace(closed, forged=frozenset({"lan.7"}))
+    (found,) = forged(config, vlan, {ip_address("10.1.2.101"): "lan.7"})
+    assert found.mend == "sysctl -w net.ipv4.conf.lan/7.accept_local=1"
+
+
+def test_addresses_are_the_same_however_they_are_written() -> None:
+    made = node(ONE.replace("192.0.2.10/32", "2001:DB8:0::10/64"))
+    assert made.instances[0].addresses[0] == "2001:db8::10"
