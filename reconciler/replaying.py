@@ -11,7 +11,7 @@ from ipaddress import ip_address
 from bpf import abi
 from bpf.kernel import KernelError
 from reconciler import choice
-from reconciler.capture import Captured
+from reconciler.capture import LONGEST, Captured
 from reconciler.dataplane import State
 from reconciler.fates import NOT_REPLAYED, Fate, Replayed, Tally
 from reconciler.ids import index
@@ -97,7 +97,8 @@ def _replayed(
     number: int, one: Captured, lane: Lane, against: Lane | None, tally: Tally, gue_port: int
 ) -> Replayed:
     decoded = decode(one.data, one.length, gue_port)
-    frame = one.data.ljust(one.length, b"\0")  # lengths in it count what the capture left out
+    # Lengths in it count what the capture left out; a length that no packet has is no reason to take memory.
+    frame = one.data.ljust(min(one.length, LONGEST), b"\0")
     fate = lane.fate(frame, decoded)
     return Replayed(
         number,

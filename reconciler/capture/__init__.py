@@ -6,9 +6,9 @@ What was read before a file turns out to be broken has been handed out already, 
 from collections.abc import Iterator
 
 from reconciler.capture import pcap, pcapng
-from reconciler.capture.stream import Captured, CaptureError, Readable, Stream
+from reconciler.capture.stream import LONGEST, Captured, CaptureError, Readable, Stream
 
-__all__ = ["CaptureError", "Captured", "Readable", "frames"]
+__all__ = ["LONGEST", "CaptureError", "Captured", "Readable", "frames"]
 
 MAGIC = 4
 OTHERS = {

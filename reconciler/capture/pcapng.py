@@ -16,6 +16,7 @@ SECTION = bytes.fromhex("0a0d0d0a")
 ORDERS = {bytes.fromhex("1a2b3c4d"): ">", bytes.fromhex("4d3c2b1a"): "<"}
 INTERFACE, OBSOLETE, SIMPLE, ENHANCED = 1, 2, 3, 6
 END, RESOLUTION, OFFSET = 0, 9, 14
+OFFSET_BYTES = 8
 FRAME = 12  # bytes of a block that are type and lengths
 SECTION_BYTES = 28
 LARGEST = 1 << 24
@@ -123,7 +124,7 @@ def _interface(block: _Block, order: str) -> _Interface:
         link,
         snaplen,
         _parts(options.get(RESOLUTION, b"\x06")),
-        int.from_bytes(options.get(OFFSET, b""), "little" if order == "<" else "big", signed=True),
+        _offset(options.get(OFFSET, bytes(OFFSET_BYTES)), block, order),
     )
 
 
@@ -137,6 +138,12 @@ def _options(block: _Block, order: str, at: int) -> Iterator[tuple[int, bytes]]:
             raise CaptureError(block.at, f"option {code} goes on behind the end of its block")
         yield code, block.body[at : at + length]
         at += -(-length // 4) * 4
+
+
+def _offset(said: bytes, block: _Block, order: str) -> int:
+    if len(said) != OFFSET_BYTES:
+        raise CaptureError(block.at, f"a time offset of {len(said)} bytes: it has {OFFSET_BYTES}")
+    return int.from_bytes(said, "little" if order == "<" else "big", signed=True)
 
 
 def _parts(said: bytes) -> int:

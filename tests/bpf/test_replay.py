@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import resource
 import socket
 import struct
 import subprocess
@@ -173,6 +174,18 @@ def test_frames_of_all_sizes_are_told_of(box: Box, tmp_path: Path) -> None:
     assert (malformed["verdict"], malformed["service"]) == ("bad_tcp", "www")
     assert "a TCP header of 8 bytes" in malformed["malformed"]
     assert (summary["wrong_checksums"], summary["malformed"]) == (2, 2)
+
+
+def test_a_length_that_no_packet_has_takes_no_memory(box: Box, tmp_path: Path) -> None:
+    path = Path(capture(tmp_path / "a.pcap", towards(1), towards(2)))
+    data = bytearray(path.read_bytes())
+    struct.pack_into("<I", data, 24 + 12, 1_500_000_000)  # of the first, on the wire
+    path.write_bytes(data)
+    taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    absurd, well, _ = told(box, str(path))
+    assert (absurd["verdict"], absurd["length"]) == ("not_replayed", 1_500_000_000)
+    assert well["verdict"] == "forwarded"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - taken < 1 << 20  # KiB
 
 
 def test_two_configurations_are_compared(box: Box, tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ def test_every_truncation_is_an_error_or_an_end_and_what_came_before_counts(whol
         (pcapng()[:28] + struct.pack("<II", 5, 13), "a block of 13 bytes"),
         (pcapng()[:24] + bytes(4), "ends by saying 0"),
         (pcapng()[:28] + block(1, struct.pack("<HHIHH", 1, 0, 0, 2, 99)), "option 2 goes on"),
+        (pcapng(options=struct.pack("<HH4x", 14, 4)), "a time offset of 4 bytes: it has 8"),
         (pcapng()[:48] + block(6, struct.pack("<5I", 0, 0, 0, 99, 99)), "has room for less"),
     ],
 )
