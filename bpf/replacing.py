@@ -38,13 +38,17 @@ def pin_programs(loaded: Loaded, main: Path, sweep: Path) -> None:
 def stage_previous(home: Pins) -> None:
     """Let the one before wait for its turn."""
     if not preceding(home.program).exists():
-        raise NotLoaded(
-            f"{preceding(home.program)}: no program is kept from before; `reconciler upgrade`"
-            " with --object FILE takes any other"
-        )
+        raise nothing_before(home)
     for path in (home.sweep, home.program):
         if preceding(path).exists():
             os.link(preceding(path), following(path))
+
+
+def nothing_before(home: Pins) -> NotLoaded:
+    return NotLoaded(
+        f"{preceding(home.program)}: no program is kept from before; `reconciler upgrade`"
+        " with --object FILE takes any other"
+    )
 
 
 def complete(home: Pins) -> None:

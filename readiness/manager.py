@@ -41,7 +41,7 @@ class ServiceManager:
         address = environment.pop("NOTIFY_SOCKET", "")
         period = environment.pop("WATCHDOG_USEC", "")
         meant = environment.pop("WATCHDOG_PID", "") or str(os.getpid())
-        watched = bool(address) and period.isdigit() and meant == str(os.getpid())
+        watched = bool(address) and period.isdecimal() and meant == str(os.getpid())
         return cls(sender(address), int(period) / 1e6 if watched else 0.0)
 
     @property
@@ -108,7 +108,7 @@ def sender(address: str) -> Send | None:
     def send(message: str) -> None:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
             channel.settimeout(FULL)
-            channel.sendto(message.encode(), where)
+            channel.sendto(message.encode(errors="replace"), where)
 
     return send
 

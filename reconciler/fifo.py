@@ -81,6 +81,7 @@ class Fifo:
             except BlockingIOError:
                 return True
             if not piece:
+                self._rest = b""  # who comes next does not go on with a dead one's line
                 return False
             taken += len(piece)
             self._hear(piece)

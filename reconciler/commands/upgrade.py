@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from bpf import mapset, record, resizing
+from bpf import mapset, record, replacing, resizing
 from bpf.abi import Abi
 from bpf.kernel import (
     AbiMismatch,
@@ -293,11 +293,13 @@ def _names(instance: Instance, place: Place) -> dict[int, str]:
 def _undo(options: argparse.Namespace, instance: Instance) -> int:
     """Not compared: it has forwarded this traffic before."""
     running, before = instance.running(), instance.previous()
+    if before is None:
+        raise replacing.nothing_before(Pins.of(instance.name))
     found = Takeover(
         instance.name,
         _side(running),
-        _side(before) if before else _side(running),
-        "pending" if before else "nothing",
+        _side(before),
+        "pending",
         tuple(one.interface for one in instance.attachments()),
         maps_kept=len(mapset.names()),
         live_flows=sum(live for _, live in instance.maps.live.items()),

@@ -12,7 +12,7 @@ import pytest
 from bpf import abi, mapset, replacing
 from bpf.kernel import Instance, KernelError
 from bpf.pins import ROOT as PINS
-from bpf.pins import locked
+from bpf.pins import Pins, locked, preceding
 from reconciler import selftest
 from reconciler.likeness import Outcome
 from tests.support import frames
@@ -111,6 +111,15 @@ def test_a_program_that_does_the_same_takes_over_and_goes_back(
     )
     box.run("upgrade", "--undo")
     assert tag(box) == before
+
+
+@pytest.mark.parametrize("words", [("--dry-run",), ()], ids=["beforehand", "in earnest"])
+def test_without_a_program_from_before_there_is_nothing_to_undo(
+    box: Box, words: tuple[str, ...]
+) -> None:
+    preceding(Pins.of(box.place.instance).program).unlink(missing_ok=True)
+    said = box.run("upgrade", "--undo", *words, ok=(1,))
+    assert "no program is kept from before" in said.stderr
 
 
 @pytest.mark.parametrize("output", ["text", "json"])

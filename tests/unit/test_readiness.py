@@ -117,6 +117,12 @@ def test_a_watchdog_for_another_process_is_not_ours(
     assert listener.heard() == []
 
 
+def test_a_name_that_is_no_text_is_said_as_well_as_it_can_be(listener: Listener) -> None:
+    manager = ServiceManager.of({"NOTIFY_SOCKET": listener.address, "WATCHDOG_USEC": "²"})
+    manager.status(os.fsdecode(b"/etc/\xff.yaml: no such file"))
+    assert listener.heard() == ["STATUS=/etc/?.yaml: no such file"]
+
+
 @pytest.mark.parametrize("address", ["", "vsock:2:1234", "/nowhere/notify"])
 def test_nobody_who_listens_is_no_trouble(address: str) -> None:
     manager = ServiceManager.of({"NOTIFY_SOCKET": address})

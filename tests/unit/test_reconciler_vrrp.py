@@ -124,6 +124,17 @@ def test_keepalived_may_be_first_and_may_come_again(fifo: Fifo, path: Path) -> N
     keepalived.die()
 
 
+def test_a_line_that_its_writer_left_unfinished_is_nobody_elses(fifo: Fifo, path: Path) -> None:
+    fifo.look()
+    for text in ('INSTANCE "ed', 'INSTANCE "edge" MASTER 150\n'):
+        keepalived = Keepalived(path)
+        keepalived.say(text)
+        fifo.look()
+        keepalived.die()
+        before = roles(fifo)
+    assert before == {"edge": State.UNKNOWN}
+
+
 def test_a_fifo_made_anew_is_noticed(fifo: Fifo, path: Path) -> None:
     fifo.look()
     path.unlink()
