@@ -5,8 +5,10 @@ They need the kernel's own tunnel devices, and load modules: so `make kernels` r
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -15,9 +17,10 @@ from bpf.abi import Verdict
 from bpf.kernel import Instance
 from tests.support.balancer import Balancer
 from tests.support.howto import Page
-from tests.support.lab import BALANCER
+from tests.support.lab import BALANCER, ROOT, Backend
 from tests.support.server import body
 from tests.support.traffic import Connection
+from tests.support.wait import PATIENCE, until
 
 SIZE = 1_000_000
 UPLOADS = 12
@@ -28,6 +31,8 @@ SERVICES = {  # of the pages
 }
 MODULES = {"ipip": ("ipip", "sit", "ip6_tunnel"), "gue": ("fou", "ipip", "sit", "ip6_tunnel")}
 FAMILIES = (4, 6)
+CHECK = "checks:\n  way: {type: http, path: /, via: service}\n"
+PASSES, FAILS = 0, 2  # exit codes of `healthcheck probe`
 # As distributions have it, of all devices that there are and will be: the page has to say what to do about it.
 STRICT = ("net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.default.rp_filter=1")
 
@@ -73,6 +78,20 @@ class Site(Balancer):
             answer = connection.post(body(SIZE))
         assert answer.body.decode() == hashlib.sha256(body(SIZE)).hexdigest()
         return answer.backend
+
+    def check_through(self) -> None:
+        """Backends are to be checked by the way that clients' packets take."""
+        text = self.config.read_text().replace("    backends:", "    check: way\n    backends:")
+        self.config.write_text(text.replace("pools:", f"{CHECK}pools:", 1))
+        targets = self.run_dir / "targets.json"
+        until(lambda: re.search(r'"mark": *[1-9]', targets.read_text()), what="marks for checks")
+
+    def probe(self, backend: Backend) -> int:
+        """The exit code of the page's command."""
+        name = f"far/{backend.name}"
+        place = ("--run-dir", str(self.run_dir), "probe", "--timeout", str(2 * PATIENCE), name)
+        command = self.host.inside(sys.executable, "-m", "healthcheck", *place)
+        return subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode
 
     def forget_paths(self) -> None:
         """The client believes again that 1500 bytes fit."""
@@ -120,3 +139,11 @@ def test_with_the_pages_routes_clients_send_what_fits(site: Site, inner: int) ->
     before = site.told()
     assert {site.upload(inner) for _ in range(UPLOADS)} == {"b1", "b2"}
     assert site.told() == before
+
+
+def test_a_check_by_the_way_of_clients_passes_for_who_has_the_services_address(site: Site) -> None:
+    site.check_through()
+    first, second = site.lab.backends
+    assert [site.probe(first), site.probe(second)] == [PASSES, PASSES]
+    first.namespace.ip(f"addr del {site.services[site.family]} dev lo\n")
+    assert [site.probe(first), site.probe(second)] == [FAILS, PASSES]
