@@ -15,7 +15,7 @@ from reconciler.pairing import Executable, Keepalived
 from reconciler.weighing import Setup, setup
 
 DEFAULT_USER = "keepalived_script"
-SHEBANG = b"#!"
+SHEBANG, ELF = b"#!", b"\x7fELF"
 
 
 def read(files: list[Path], interfaces: list[str]) -> Keepalived:
@@ -77,9 +77,11 @@ def executable(path: str) -> Executable:
         return Executable(exists=False)
     if not stat.S_ISREG(found.st_mode):
         return Executable(exists=False)
-    interpreter = _interpreter(path)
+    start = _start(path)
+    interpreter = _interpreter(start)
     return Executable(
         runs=bool(found.st_mode & 0o111),
+        program=start.startswith((SHEBANG, ELF)),
         exposed=exposed(Path(path)),
         interpreter=interpreter,
         interpreter_runs=not interpreter or os.access(interpreter, os.X_OK),
@@ -103,14 +105,20 @@ def _is_exposed(found: os.stat_result) -> bool:
     return bool(found.st_mode & stat.S_IWOTH or group)
 
 
-def _interpreter(path: str) -> str:
+def _start(path: str) -> bytes:
     try:
         with open(path, "rb") as file:  # noqa: PTH123 -- the path of somebody else's file
-            first = file.readline(256)
+            return file.readline(256)
     except OSError:
+        return b""
+
+
+def _interpreter(start: bytes) -> str:
+    """As the kernel takes it: a carriage return is a part of its name."""
+    if not start.startswith(SHEBANG):
         return ""
-    words = first.removeprefix(SHEBANG).split() if first.startswith(SHEBANG) else []
-    return os.fsdecode(words[0]) if words else ""
+    line = start.removeprefix(SHEBANG).rstrip(b"\n").replace(b"\t", b" ").strip(b" ")
+    return os.fsdecode(line.partition(b" ")[0])
 
 
 def _running() -> Iterator[bool]:

@@ -22,6 +22,7 @@ class Executable:
 
     exists: bool = True
     runs: bool = True  # has the permission
+    program: bool = True  # or a script that names its interpreter: else the kernel runs it not
     exposed: str = ""  # the first part of its path that others than root may change
     interpreter: str = ""  # of its #! line
     interpreter_runs: bool = True
@@ -104,14 +105,32 @@ def _ignored(script: Script, found: Keepalived) -> Iterator[Finding]:
             f"{script.path} is not executable: keepalived takes that for a success, for ever",
             f"chmod 755 {script.path}",
         )
+    elif not at.program:
+        yield warning(
+            "vrrp-script-interpreter",
+            about,
+            f"{script.path} does not begin with #! and an interpreter: the kernel does not run it, and keepalived takes"
+            " that for a success, for ever",
+            f"`#!/bin/sh` as the first line of {script.path}",
+        )
     elif at.interpreter and not at.interpreter_runs:
         yield warning(
             "vrrp-script-interpreter",
             about,
-            f"{script.path} wants {at.interpreter}, which cannot be run: keepalived takes that for a"
+            f"{script.path} wants {_visible(at.interpreter)}, which cannot be run: keepalived takes that for a"
             " success, for ever, and `keepalived -t` says nothing",
-            f"install {at.interpreter}, or name one that there is in the first line of {script.path}",
+            _interpreter_mended(script.path, at.interpreter),
         )
+
+
+def _visible(name: str) -> str:
+    return name if name.isprintable() else repr(name)
+
+
+def _interpreter_mended(path: str, interpreter: str) -> str:
+    if interpreter.endswith("\r"):  # written on Windows
+        return f"sed -i 's/\\r$//' {path}"
+    return f"install {interpreter}, or name one that there is in the first line of {path}"
 
 
 def _missing(script: Script, found: Keepalived) -> Finding:

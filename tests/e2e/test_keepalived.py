@@ -202,6 +202,14 @@ def without_interpreter(site: Site) -> None:
     site.write(site.script, "#!/no/such/python3\nexit 1\n")
 
 
+def without_first_line(site: Site) -> None:
+    site.write(site.script, "exit 1\n")
+
+
+def written_on_windows(site: Site) -> None:
+    site.script.write_bytes(b"#!/bin/sh\r\nexit 1\r\n")
+
+
 def without_permission(site: Site) -> None:
     site.script.chmod(0o644)
 
@@ -213,6 +221,8 @@ def without_permission(site: Site) -> None:
         (missing, "vrrp-script-missing"),
         (nobody_to_run_it, "vrrp-script-user"),
         (without_interpreter, "vrrp-script-interpreter"),
+        (without_first_line, "vrrp-script-interpreter"),
+        (written_on_windows, "vrrp-script-interpreter"),
         (without_permission, "vrrp-script-permission"),
     ],
 )

@@ -139,6 +139,7 @@ FAULTS = {
     "missing": (at(exists=False), {"vrrp-script-missing"}),
     "nobody to run it": (own("script_user root", ""), {"vrrp-script-user"}),
     "interpreter": (at(interpreter="/no/python", interpreter_runs=False), {"vrrp-script-interpreter"}),
+    "no first line": (at(program=False), {"vrrp-script-interpreter"}),
     "deleted": (replace(at(exists=False), running=True), {"vrrp-script-deleted"}),
     "not executable": (at(runs=False), {"vrrp-script-permission"}),
     "tracked, not defined": (own("vrrp_script evenkeel_control", "vrrp_script other"), {"vrrp-script-unknown", "vrrp-untracked"}),
@@ -170,6 +171,12 @@ def test_what_is_wrong_is_found_and_nothing_else(found: Keepalived, expected: se
     for one in examined(found):
         assert one.mend
         assert one.what
+
+
+def test_an_interpreter_of_windows_is_shown_as_it_is_and_mended() -> None:
+    found, *_ = examined(at(interpreter="/bin/sh\r", interpreter_runs=False))
+    assert r"wants '/bin/sh\r'," in found.what
+    assert found.mend == f"sed -i 's/\\r$//' {PATH}"
 
 
 def test_a_script_that_runs_as_another_user_may_lie_where_others_write() -> None:
