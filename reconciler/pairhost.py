@@ -29,6 +29,7 @@ def read(files: list[Path], interfaces: list[str]) -> Keepalived:
         ),
         executables={one.path: executable(one.path) for one in _found_on_path(made).scripts.values()},
         default_user=_uid(DEFAULT_USER) is not None,
+        strangers=frozenset(_strangers(made)),
         roots=frozenset(one.pw_name for one in pwd.getpwall() if one.pw_uid == 0),
         running=any(_running()),
         pins_are_roots=not BPFFS.stat().st_mode & stat.S_IXOTH,
@@ -60,6 +61,11 @@ def _found_on_path(made: Setup) -> Setup:
             for name, one in made.scripts.items()
         },
     )
+
+
+def _strangers(made: Setup) -> Iterator[str]:
+    named = {made.user, *(one.user for one in made.scripts.values())}
+    return (name for name in named if name and _uid(name) is None)
 
 
 def _uid(name: str) -> int | None:

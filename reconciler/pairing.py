@@ -37,6 +37,7 @@ class Keepalived:
     executables: Mapping[str, Executable] = field(default_factory=dict)  # by path
     default_user: bool = False  # whether there is a user keepalived_script
     roots: frozenset[str] = frozenset({"root"})  # names of users that are root
+    strangers: frozenset[str] = frozenset()  # named to run scripts, and no users of this machine
     running: bool = False
     pins_are_roots: bool = True  # whether others see no pins
     conditional: tuple[str, ...] = ()
@@ -86,6 +87,15 @@ def _ignored(script: Script, found: Keepalived) -> Iterator[Finding]:
             "nobody is named to run it, and there is no user keepalived_script: keepalived removes it"
             " and is master without it",
             "`script_user root` in global_defs",
+        )
+    if user in found.strangers:
+        yield warning(
+            "vrrp-script-user",
+            about,
+            f"{user}, who is to run it, is no user here: keepalived removes it and is master without it",
+            f"`user root` in it ({script.where})"
+            if script.user
+            else "`script_user root` in global_defs",
         )
     at = found.executables.get(script.path, Executable(exists=False))
     if not at.exists:
@@ -172,7 +182,7 @@ def _settings(script: Script, found: Keepalived) -> Iterator[Finding]:
     if (
         script.signal is Signal.DATAPLANE
         and found.pins_are_roots
-        and user not in (*found.roots, None)
+        and user not in (*found.roots, *found.strangers, None)
     ):
         yield warning(
             "vrrp-pins",

@@ -198,6 +198,10 @@ def nobody_to_run_it(site: Site) -> None:
     site.user = ""
 
 
+def somebody_else_to_run_it(site: Site) -> None:
+    site.user = "script_user evenkeel-ghost"
+
+
 def without_interpreter(site: Site) -> None:
     site.write(site.script, "#!/no/such/python3\nexit 1\n")
 
@@ -220,6 +224,7 @@ def without_permission(site: Site) -> None:
         (in_an_open_folder, "vrrp-script-insecure"),
         (missing, "vrrp-script-missing"),
         (nobody_to_run_it, "vrrp-script-user"),
+        (somebody_else_to_run_it, "vrrp-script-user"),
         (without_interpreter, "vrrp-script-interpreter"),
         (without_first_line, "vrrp-script-interpreter"),
         (written_on_windows, "vrrp-script-interpreter"),

@@ -138,6 +138,7 @@ FAULTS = {
     "insecure path": (at(exposed="/usr/libexec"), {"vrrp-script-insecure"}),
     "missing": (at(exists=False), {"vrrp-script-missing"}),
     "nobody to run it": (own("script_user root", ""), {"vrrp-script-user"}),
+    "a user that is none": (own("script_user root", "script_user ghost", strangers=frozenset({"ghost"})), {"vrrp-script-user"}),
     "interpreter": (at(interpreter="/no/python", interpreter_runs=False), {"vrrp-script-interpreter"}),
     "no first line": (at(program=False), {"vrrp-script-interpreter"}),
     "deleted": (replace(at(exists=False), running=True), {"vrrp-script-deleted"}),
