@@ -1,16 +1,17 @@
 """The text of a keepalived.conf, as blocks of words. Pure: what is included is handed in, and nothing is judged.
 
 As keepalived reads it: # and ! begin comments outside of quotes, a backslash joins lines, braces nest,
-`$NAME=value` defines and `include` takes files in. Lines for some nodes only (`@id ...`) are told apart, not guessed at.
+`$NAME=value` defines, also several lines at once, what is put in where it is used, and `include` takes files in. Lines for some nodes only (`@id ...`) are told apart, not guessed at.
 """
 
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-DEEPEST = 16  # includes within includes
+DEEPEST = 16  # includes within includes, and definitions within definitions
+LONGEST = 1 << 16  # letters that a line comes to
 _INCLUDE = re.compile(r"include[rmwbca]*\Z")
-_DEFINES = re.compile(r"\s*\$([A-Za-z_]\w*)=(.*)\Z", re.DOTALL)
+_DEFINES = re.compile(r"\s*(@\S+\s+)?\$([A-Za-z_]\w*)=(.*)\Z", re.DOTALL)
 _USES = re.compile(r"\$(?:\{([A-Za-z_]\w*)\}|([A-Za-z_]\w*))")
 _PARTS = re.compile(r'"([^"]*)"|([{}])|([#!])|((?:\\.|\$\{\w*\}|[^\s{}"#!\\])+)|(\\\Z)|(.)')
 
@@ -78,12 +79,22 @@ class _Reader:
         for number, line in _lines(text):
             where = f"{file}:{number}"
             if found := _DEFINES.match(line):
-                self._defined[found[1]] = self._substituted(found[2].strip())
+                self.conditional += [where] if found[1] else []
+                self._defined[found[2]] = found[3].strip()
                 continue
-            self._take(_words(self._substituted(line), where), where, depth)
+            for one in self._substituted(line, where).split("\n"):
+                self._take(_words(one, where), where, depth)
 
-    def _substituted(self, line: str) -> str:
-        return _USES.sub(lambda use: self._defined.get(use[1] or use[2], use[0]), line)
+    def _substituted(self, line: str, where: str) -> str:
+        """Values are looked into when they are used, not when they are defined."""
+        for _ in range(DEEPEST):
+            before = line
+            line = _USES.sub(lambda use: self._defined.get(use[1] or use[2], use[0]), line)
+            if line == before:
+                return line
+            if len(line) > LONGEST:
+                break
+        raise Malformed(f"{where}: definitions that use each other without an end")
 
     def _take(self, words: list[tuple[str, bool]], where: str, depth: int) -> None:
         """The words of one line; braces among them that were not quoted open and close."""
@@ -131,12 +142,12 @@ class _Reader:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """With their numbers; a backslash at the end joins the next one."""
+    """With their numbers; a backslash at the end joins the next one, in a definition as a line of its own."""
     held, began = "", 0
     for number, line in enumerate(text.splitlines(), 1):
         began = began or number
         if line.endswith("\\"):
-            held += line[:-1]
+            held += line[:-1] + ("\n" if _DEFINES.match(held or line) else "")
             continue
         yield began, held + line
         held, began = "", 0

@@ -40,6 +40,10 @@ def plain(one: Statement) -> object:
         ("a\n{\n b\n}", [["a", [["b"]]]]),
         ("a { b } c { d e }", [["a", [["b"]]], ["c", [["d", "e"]]]]),
         ("a b \\\n  c\nd", [["a", "b", "c"], ["d"]]),
+        ("$B=10.${C}\n$C=0\nx ${B}.1\n$C=1\nx ${B}.1", [["x", "10.0.1"], ["x", "10.1.1"]]),
+        ("$I= \\\n v n${N} { \\\n  p 1 \\\n  q \\\n }\n$N=0\n$I\n$N=1\n$I\nend",
+         [["v", "n0", [["p", "1"], ["q"]]], ["v", "n1", [["p", "1"], ["q"]]], ["end"]]),
+        ("@lb1 $P=150\npriority $P", [["priority", "150"]]),
         ("$P=150\npriority $P\nx ${P}0 $Q", [["priority", "150"], ["x", "1500", "$Q"]]),
         ("@lb1 priority 1\n@!lb2 state BACKUP", [["priority", "1"], ["state", "BACKUP"]]),
         ("include more\nb", [["a", [["c"]]], ["b"]]),
@@ -58,6 +62,7 @@ def test_it_is_read_as_keepalived_reads_it(text: str, found: list[object]) -> No
         ("a\n}\n", "k.conf:2: a } that closes nothing"),
         ("{\n}", "k.conf:1: a { without a name"),
         ('a\nscript "x y\n', "k.conf:2: a quote that is not closed"),
+        ("$A=x${A}\na $A", "k.conf:2: definitions that use each other without an end"),
         ("include self", f"self: included {DEEPEST} deep"),
     ],
 )
