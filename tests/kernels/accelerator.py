@@ -20,7 +20,7 @@ class Accelerator:
 # A VM in a VM has its own troubles with what the host's processor says of its flaws.
 KVM = Accelerator("kvm", "host,-arch-capabilities", boot=30, patience=3)
 # cmpxchg16b of QEMU 7.2's emulation is wrong: with it, 6.12 faulted in two boots of ten.
-TCG = Accelerator("tcg", "max,-cx16", boot=120, patience=20)
+TCG = Accelerator("tcg", "max,-cx16", boot=180, patience=20)
 
 
 def choices() -> tuple[Accelerator, ...]:
