@@ -1,7 +1,7 @@
 """What healthcheck publishes as health.json, as far as a status says it. Read only; never a verdict.
 
 The verdict is in the health map. This adds why, since when, and whether the
-checker is alive at all.
+checker is alive at all. Another user writes it: whatever is in it ends no pass.
 """
 
 import json
@@ -15,6 +15,9 @@ from typing import Any
 from reconciler.facts import Checked, Checker, Moment, Probes
 
 NAME = "health.json"
+WRONG = (
+    OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class HealthFile:
                 self._seen = seen
         except FileNotFoundError:
             self._report, self._seen = None, None
-        except (OSError, ValueError, KeyError, TypeError):
+        except WRONG:
             pass  # renamed into place: the next one is better
         return self._report
 
@@ -65,14 +68,23 @@ def _backend(entry: Mapping[str, Any]) -> Checked:
         since=since,
         reason=str(last.get("reason", "")),
         detail=str(last.get("detail", "")),
-        latency_ms=last.get("latency_ms"),
+        latency_ms=None if last.get("latency_ms") is None else float(last["latency_ms"]),
         probes=Probes(**_known(Probes, entry["counters"])),
     )
 
 
 def _known(kind: type[Any], counted: Mapping[str, Any]) -> dict[str, Any]:
     """As far as this release knows it: the other daemon may be older or newer."""
-    return {one.name: counted[one.name] for one in fields(kind) if one.name in counted}
+    return {one.name: _count(counted[one.name]) for one in fields(kind) if one.name in counted}
+
+
+def _count(value: object) -> object:
+    """A number, or numbers by a word."""
+    if isinstance(value, dict):
+        return {str(name): int(count) for name, count in value.items()}
+    if not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is no count")
+    return value
 
 
 def _time(text: str) -> Moment:
