@@ -250,6 +250,28 @@ def test_a_commit_between_the_two_programs_makes_no_difference(
     assert "no difference in verdict, backend or bytes" in done.stdout
 
 
+def test_a_service_that_opens_meanwhile_chooses_by_chance(
+    box: Box, objects: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was sent to it before it closed is sent again, and is its by then."""
+    box.write(
+        CONFIG.replace("192.0.2.11]\n    ports: [80/tcp]", "192.0.2.11]\n    ports: [81/tcp]")
+    )
+    box.run("--once", "--allow-removals")
+    ask, opened = selftest.outcome, []
+
+    def outcome(shadow: Instance, probe: selftest.Probe) -> Outcome:
+        if not opened:
+            opened.append(box.write(CONFIG))
+            box.run("--once", "--allow-removals")
+        return ask(shadow, probe)
+
+    monkeypatch.setattr(selftest, "outcome", outcome)
+    done = box.run("upgrade", "--dry-run", "--object", str(objects["same"]))
+    assert opened
+    assert "no difference in verdict, backend or bytes" in done.stdout
+
+
 def test_what_another_began_is_finished_before_anything_is_compared(
     box: Box, objects: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
