@@ -157,10 +157,14 @@ def udp_echo(place: Namespace, address: str, port: int, data: bytes) -> Answer:
 
 
 class Load:
-    """HTTP requests, each on a connection of its own, and UDP probes, from a thread each until stopped."""
+    """HTTP requests, each on a connection of its own, and UDP probes, from a thread each until stopped.
 
-    def __init__(self, place: Namespace, address: str, port: int) -> None:
+    With a rest after each, in seconds, it leaves processors to those whom it waits for.
+    """
+
+    def __init__(self, place: Namespace, address: str, port: int, rest: float = 0) -> None:
         self._place, self._address, self._port = place, address, port
+        self._rest = rest
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=t) for t in (self._request, self._probe)]
         self.answered: Counter[str] = Counter()
@@ -192,7 +196,7 @@ class Load:
         return self.answered.total()
 
     def _request(self) -> None:
-        while not self._stop.is_set():
+        while not self._stop.wait(self._rest):
             try:
                 with Connection(self._place, self._address, self._port) as connection:
                     self.answered[connection.get("/bytes/4000").backend] += 1
@@ -201,7 +205,7 @@ class Load:
 
     def _probe(self) -> None:
         """A new flow for each window of probes, so that nothing rests on one flow's entry alone."""
-        while not self._stop.is_set():
+        while not self._stop.wait(self._rest):
             with self._place.socket(_family(self._address), socket.SOCK_DGRAM) as udp:
                 udp.settimeout(2)
                 udp.connect((self._address, self._port))

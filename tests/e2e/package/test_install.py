@@ -59,6 +59,10 @@ def test_from_a_file_to_packets_and_back_to_nothing(bare: Machine, lab: Lab) -> 
         bare.show(RECONCILER, "StatusText") == "generation 1: 1 services, 3 backends, on lan, wan"
     )
     assert bare.show(HEALTHCHECK, "StatusText") == "3 backends, 3 probes"
+    assert (
+        bare.run("stat", "--format=%U", "/run/evenkeel/default/health.json").stdout
+        == "evenkeel-healthcheck\n"
+    )
     assert bare.run("healthcheck", "--once").stdout.count(" pass ") == 3
     assert bare.run("reconciler", "doctor", check=False).returncode in {0, 2}
     check = "/usr/libexec/evenkeel/evenkeel-check"

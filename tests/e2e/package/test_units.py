@@ -105,9 +105,19 @@ def test_systemd_has_understood_what_the_units_promise(machine: Machine) -> None
         assert {name: machine.show(unit, name) for name in PROMISES[unit]} == PROMISES[unit]
         for direction, others in ORDER[unit].items():
             assert others <= set(machine.show(unit, direction).split())
+        mounts = machine.run("cat", f"/proc/{main_pid(machine, unit)}/mounts").stdout
+        assert {"/": "ro", "/run": "ro", "/run/evenkeel/default": "rw"}.items() <= access(
+            mounts
+        ).items()
         assert not REFUSED[unit] & set(machine.show(unit, "SystemCallFilter").split())
     modes = machine.run("stat", "--format=%a %U", *FOLDERS[:2]).stdout.splitlines()
     assert modes == ["3775 evenkeel", "750 evenkeel"]
+
+
+def access(mounts: str) -> dict[str, str]:
+    """`ro` or `rw`, by mount point."""
+    fields = (line.split() for line in mounts.splitlines())
+    return {where: options[:2] for _, where, _, options, *_ in fields}
 
 
 def test_healthcheck_may_write_one_map_and_read_one(machine: Machine) -> None:

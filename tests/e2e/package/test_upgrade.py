@@ -19,6 +19,7 @@ from tests.support.objects import SAME, changed
 from tests.support.traffic import Connection, Load
 from tests.support.wait import until
 
+REST = 0.01  # seconds
 ENOUGH = 20  # requests, and probes, that each step has to see
 EXAMPLE = "/usr/share/doc/evenkeel/examples/pull-deploy"
 SIGNERS = "/etc/evenkeel/allowed_signers"
@@ -84,7 +85,7 @@ def test_a_new_version_and_its_program_and_back_lose_no_packet(machine: Machine,
     first, is_current = program(machine)
     assert is_current
     with (
-        Load(lab.client, SERVICE[4], PORT) as load,
+        Load(lab.client, SERVICE[4], PORT, REST) as load,
         Connection(lab.client, SERVICE[4], PORT) as one,
     ):
         backend = one.get().backend
