@@ -17,8 +17,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from bpf import carrying, copying, libbpf, link, mapset, objects, pins, program, record, replacing
-from bpf.errors import Busy
+from bpf import (
+    carrying,
+    copying,
+    libbpf,
+    link,
+    mapset,
+    objects,
+    pins,
+    program,
+    record,
+    repinning,
+    replacing,
+)
+from bpf.errors import Busy, KernelError
 from bpf.mapset import AnyMap, Maps, Sizes
 from bpf.pins import Pins, entries, preceding, unheard
 from bpf.program import Loaded
@@ -85,6 +97,7 @@ def prepare(
 
     Nothing runs by it yet. Since which tick there may be more flows.
     """
+    _check_pinned(home)
     there, elf, other = beside(home), objects.content(path), changed(maps, sizes)
     same = {name: maps[name].fd for name in mapset.names() if name not in other}
     with _loaded(path, sizes, same) as loaded:
@@ -106,6 +119,7 @@ def prepare(
 
 def switch(home: Pins, since: int) -> None:
     """What only holders of the lock write; from link to link; the name. Needs the lock."""
+    _check_pinned(home)
     there = beside(home)
     other = [name for name in _different(home, there) if name not in carrying.CARRIED]
     with _both(home, there, other) as pairs:
@@ -127,16 +141,19 @@ def _go_over(home: Pins) -> None:
 
 
 def finish(home: Pins, working: Callable[[], None] = unheard) -> None:
-    """The flows of the last moments before the links were updated. Needs no lock."""
+    """The flows of the last moments before the links were updated. Needs no lock.
+
+    Without those of maps that somebody has unpinned since: there is no way back to them.
+    """
     before = beside(home)
     since = _late(before)
     if since is None:
         return
     names = [name for name in _different(before, home) if name in carrying.CARRIED]
     with _both(before, home, [*names, "hops"]) as pairs:
-        hops = carrying.Hops(*pairs.pop("hops"))
-        for pair in pairs.values():
-            carrying.catch_up(pair, since, hops, working)
+        found = pairs.pop("hops", None)
+        for pair in pairs.values() if found else ():
+            carrying.catch_up(pair, since, carrying.Hops(*found), working)
     _unmark(before)
 
 
@@ -200,9 +217,19 @@ def _runs(home: Pins, there: Pins) -> bool:
     return number is not None and any(known and known.prog_id == number for known in links)
 
 
+def _check_pinned(home: Pins) -> None:
+    if gone := repinning.missing(home):
+        raise KernelError(
+            f"{home.map(gone[0])}: somebody unpinned it; a running reconciler pins it again within ten"
+            " seconds: start it, or try again then"
+        )
+
+
 def _different(one: Pins, other: Pins) -> list[str]:
     """Maps of which there are two."""
-    return [name for name in mapset.SETTING if not one.map(name).samefile(other.map(name))]
+    gone = {*repinning.missing(one), *repinning.missing(other)}
+    names = (name for name in mapset.SETTING if name not in gone)
+    return [name for name in names if not one.map(name).samefile(other.map(name))]
 
 
 def _update_links(home: Pins, there: Pins) -> None:
@@ -257,9 +284,9 @@ def _loaded(path: Path, sizes: Sizes, maps: dict[str, int]) -> Iterator[Loaded]:
 
 @contextmanager
 def _both(home: Pins, there: Pins, names: list[str]) -> Iterator[dict[str, Any]]:
-    """Each of these maps, from the one directory and from the other."""
+    """Each of these maps that is there twice, from the one directory and from the other."""
     with _opened(home, names) as here, _opened(there, names) as new:
-        yield {name: (here[name], new[name]) for name in names}
+        yield {name: (here[name], new[name]) for name in names if name in here and name in new}
 
 
 @contextmanager

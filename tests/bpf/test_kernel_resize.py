@@ -9,7 +9,19 @@ from typing import Any
 
 import pytest
 
-from bpf import abi, carrying, copying, kernel, link, maps, mapset, pins, replacing, resizing
+from bpf import (
+    abi,
+    carrying,
+    copying,
+    kernel,
+    link,
+    maps,
+    mapset,
+    pins,
+    repinning,
+    replacing,
+    resizing,
+)
 from bpf.errors import AbiMismatch, MapFull
 from bpf.kernel import Action, Instance
 from bpf.pins import ROOT, entries
@@ -167,6 +179,52 @@ def test_who_follows_pins_what_both_have_and_somebody_unpinned(name: str) -> Non
             home.map("flows4").unlink()
             with pins.locked(), pytest.raises(AbiMismatch, match="flows4: not pinned"):
                 late.follow()
+
+
+@pytest.mark.parametrize("gone", ["settings", "flows4"])
+def test_where_somebody_unpinned_a_map_nothing_is_copied_and_it_is_said(
+    name: str, gone: str
+) -> None:
+    home, steps = pins.Pins.of(name), itertools.count()
+
+    def unpinned() -> None:
+        if next(steps) == FIRST_ROUND:
+            home.map(gone).unlink()
+
+    with Instance.load(name, SMALL) as instance:
+        fill(instance)
+        before = content(instance)
+        with pytest.raises(kernel.KernelError, match=f"{gone}: somebody unpinned it"):
+            instance.resize(LARGE, working=unpinned)
+        with pytest.raises(kernel.KernelError, match=f"{gone}: somebody unpinned it"):
+            instance.resize(LARGE)
+        assert not instance.is_resizing
+        repinning.pin_again(home, gone, instance.maps[gone].fd)
+        instance.resize(LARGE)
+        assert content(instance) == before
+
+
+@pytest.mark.parametrize("gone", ["flows4", "hops"])
+def test_late_flows_that_cannot_follow_any_more_keep_nobody_waiting(
+    name: str, gone: str, wire: Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exchange = pins.exchange
+
+    def killed(one: Path, other: Path) -> None:
+        exchange(one, other)
+        (other / "maps" / gone).unlink()
+        die()
+
+    with Instance.load(name, SMALL) as instance:
+        instance.attach("e0")
+        fill(instance)
+        with monkeypatch.context() as patch:
+            patch.setattr(pins, "exchange", killed)
+            killed_in(lambda: instance.resize(LARGE))
+        with pins.locked():
+            assert instance.follow()
+        assert instance.sizes() == LARGE
+        assert not instance.is_resizing
 
 
 def test_maps_of_an_instance_that_is_gone_are_not_pinned_for_its_successor(name: str) -> None:
