@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -225,8 +226,9 @@ def test_while_flows_are_copied_the_loop_goes_on_and_says_so(
 ) -> None:
     """Copying stands still meanwhile, as with millions of flows on a slow machine."""
     wanted = other_size(balancer)
-    with traffic(balancer) as some, ThreadPoolExecutor() as beside, gate(monkeypatch):
+    with traffic(balancer) as some, ThreadPoolExecutor() as beside, gate(monkeypatch) as reached:
         done = beside.submit(upgraded, balancer)
+        until(lambda: reached() or done.done(), 60, what="it copies flows")
         until(lambda: condition(balancer) == ("False", "Resizing"), 30, what="status says so")
         balancer.config.write_text(WITH_UDP.replace("port: 8080}", "port: 8080, weight: 9}", 1))
         until(lambda: weights(balancer) == [9, 100], 20, what="a change of the file")
@@ -244,21 +246,28 @@ def test_while_flows_are_copied_the_loop_goes_on_and_says_so(
 
 
 @contextlib.contextmanager
-def gate(patch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nobody copies flows any further until this is over."""
+def gate(patch: pytest.MonkeyPatch) -> Iterator[Callable[[], bool]]:
+    """Nobody copies flows any further until this is over. What is yielded tells whether anybody is there.
+
+    Until then nothing else may be started: the one that copies is a fork, and would hold others' pipes open.
+    """
     way, opener = os.pipe()
+    bell, ringer = os.pipe()
     whole = carrying._round
 
     def stopped(*arguments: Any) -> None:
         whole(*arguments)
+        os.write(ringer, b".")
         os.read(way, 1)
 
     with patch.context() as patched:
         patched.setattr(carrying, "_round", stopped)
         try:
-            yield
+            yield lambda: bool(select.select([bell], [], [], 0)[0])
         finally:
             os.write(opener, bytes(64))
+            for end in (way, opener, bell, ringer):
+                os.close(end)
 
 
 def other_size(balancer: Balancer) -> int:
