@@ -7,7 +7,7 @@ anything, but for the handshakes that hashed dsr and ipip services do not rememb
 from collections.abc import Iterator
 
 from tests.soak.excuses import ANY, DEAD, Symptom, Trouble
-from tests.soak.wishes import HASHED, POOLS, Does, Edit
+from tests.soak.wishes import HASHED, OPENING, POOLS, Does, Edit
 
 BROKEN = frozenset({Symptom.RESET})
 CHOSEN_ANEW = frozenset({Symptom.RESET, Symptom.MOVED})
@@ -62,6 +62,15 @@ def forced_down(what: str, pool: str, host: str, at: float) -> Iterator[Trouble]
 def unseen(what: str, at: float, services: frozenset[str] | None = None) -> Trouble:
     """Packets that the program does not look at, or takes for nobody's, go to the kernel."""
     return Trouble("drift", what, at, PASSED, services=services)
+
+
+def larger_maps(what: str, at: float) -> Trouble:
+    """What `upgrade` says beforehand: a flow of the last moments before the switch goes by the table for a moment.
+
+    Who is in the middle of a handshake then, with a service that remembers handshakes, may lose it.
+    """
+    symptoms = frozenset({Symptom.RESET, Symptom.SILENT})
+    return Trouble("larger maps", what, at, symptoms, services=OPENING, fresh=True)
 
 
 def no_service(what: str, name: str, at: float) -> Trouble:

@@ -10,7 +10,7 @@ CLIENTS = tuple(one for one in Symptom if one is not Symptom.FELL)
 ERRORS = tuple(one for one in CLIENTS if one is not Symptom.MOVED)
 SHOWN = 20
 DEED = "deed "
-EARLIER, LATER = 5.0, 0.5  # seconds around a mishap of which all is told
+EARLIER, LATER = 10.0, 0.5  # seconds around a mishap of which all is told
 
 
 @dataclass(frozen=True, slots=True)

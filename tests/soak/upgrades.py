@@ -3,6 +3,10 @@
 import subprocess
 from random import Random
 
+from bpf import resizing
+from bpf.pins import Pins
+from tests.soak import consequences
+from tests.soak.journal import now
 from tests.soak.stage import Stage
 
 UNDO = ("--undo",)  # once there is something to go back to
@@ -38,6 +42,11 @@ class Upgrades:
         self._start(*self._whim.choice([one for one in self._programs if one is not UNDO]))
         return f"{' '.join(self._words)}, sizes.{name} {sizes[name]}"
 
+    def _has_gone_over(self) -> bool:
+        """Who was killed half-way is followed by who completes it."""
+        process, there = self._process, resizing.beside(Pins.of(self._stage.name))
+        return (process is None or process.poll() is not None) and not there.directory.exists()
+
     def kill(self) -> None:
         """Whatever it is doing, or has done."""
         if self._process is not None and self._process.poll() is None:
@@ -67,4 +76,14 @@ class Upgrades:
 
     def _start(self, *words: str) -> None:
         self._words, self._killed = ("upgrade", "--node", str(self._stage.node), *words), False
+        at, larger = now(), words != UNDO and self._larger()
         self._process = self._stage.reconciler(*self._words)
+        if larger:
+            costs = [consequences.larger_maps(", ".join(larger), at)]
+            self._stage.journal.begin(costs, self._has_gone_over)
+
+    def _larger(self) -> list[str]:
+        """Also what one that was killed was to make larger."""
+        made = self._stage.instance.sizes()
+        wanted = self._stage.sizes.items()
+        return [f"sizes.{name} {n}" for name, n in wanted if getattr(made, name) != n]

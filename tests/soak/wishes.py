@@ -66,6 +66,8 @@ HASHED = frozenset(
     {"dsr", "ipip", "gue"}
 )  # which know nothing of a connection before its handshake is over
 
+OPENING = frozenset(OFFERS) - HASHED  # which remember handshakes
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
