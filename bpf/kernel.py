@@ -43,7 +43,7 @@ from bpf.errors import (
 from bpf.link import Attachment, Mode
 from bpf.maps import Map, PerCpuMap
 from bpf.mapset import Maps, Sizes
-from bpf.pins import Pins, instances, preceding, unheard
+from bpf.pins import Pins, following, instances, preceding, unheard
 from bpf.program import Action, Loaded, ProgramInfo, Run, default_object
 from bpf.tables import TableMap, pin
 
@@ -255,6 +255,11 @@ class Instance:
         return resizing.is_under_way(self._pinned("is_resizing"))
 
     @property
+    def is_between(self) -> bool:
+        """The same, or whether another program was to take over, and has not yet."""
+        return self.is_resizing or following(self._pinned("is_between").program).exists()
+
+    @property
     def place(self) -> int:
         """Another number once another process has gone over to other maps."""
         return adopting.place(self._pinned("place"))
@@ -277,12 +282,14 @@ class Instance:
         self._reopen(home)
         return True
 
-    def undo(self) -> None:
-        """The program from before in the place of this one, which is kept in turn."""
+    def undo(self, *, over: int | None = None) -> None:
+        """The program from before in the place of this one, which is kept in turn. `over` as of replace."""
         home = self._pinned("undo")
         with pins.locked():
             _complete(home)
             self.follow()
+            if over not in (None, self.running().program.id):
+                raise _replaced(home)
             replacing.stage_previous(home)
             replacing.complete(home)
             self._reopen(home)

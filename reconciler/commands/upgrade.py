@@ -96,6 +96,11 @@ def _count(text: str) -> int:
     return int(text)
 
 
+BETWEEN = """\
+note: another upgrade is under way, or was killed before it was through. A reconciler that runs finishes the latter within
+its next pass, and so does an upgrade that is no dry run: what is said here is of the program before it"""
+
+
 def run(options: argparse.Namespace) -> int:
     node, place = node_of(options.node), place_of(options)
     path = options.object or default_object()
@@ -104,6 +109,8 @@ def run(options: argparse.Namespace) -> int:
         with Instance.open(place.instance) as instance:
             if not options.dry_run:
                 _finish(instance)
+            elif instance.is_between:
+                print(BETWEEN, file=sys.stderr)
             if options.undo:
                 return _undo(options, instance)
             return _upgrade(options, instance, node, place, path)
@@ -305,7 +312,7 @@ def _undo(options: argparse.Namespace, instance: Instance) -> int:
         live_flows=sum(live for _, live in instance.maps.live.items()),
     )
     if not options.dry_run:
-        instance.undo()
+        instance.undo(over=running.program.id)
         found = replace(found, outcome="undone")
     _show(found, options)
     return _code(found, options)

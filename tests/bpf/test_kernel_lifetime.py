@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bpf import abi, kernel, link, mapset, objects, record, replacing
-from bpf.errors import AbiMismatch, KernelError, NotLoaded
+from bpf.errors import AbiMismatch, Busy, KernelError, NotLoaded
 from bpf.kernel import Action, Instance, Sizes, instances
 from bpf.pins import ROOT, entries
 from tests.support.instances import (
@@ -305,6 +305,10 @@ def test_the_program_before_is_kept_and_comes_back_the_same_way(
         assert instance.run(FRAME).action is Action.PASS
         assert instance.sweep().flows == 42
         assert instance.previous() == second
+        with Instance.open(name) as other:
+            with pytest.raises(Busy, match="was replaced meanwhile"):
+                other.undo(over=second.program.id)  # who looked before that
+            assert running(instance) == {first.program.id}
         instance.undo()  # and forth again: the sweep stays, since the dropper has none
         assert running(instance) == {second.program.id}
         assert sorted(entries(ROOT / name / "records")) == sorted(

@@ -147,6 +147,24 @@ def test_a_dry_run_shows_it_and_changes_nothing(
     assert found["load_seconds"] > 0
 
 
+def test_a_dry_run_says_that_another_was_killed_before_it_was_through(
+    box: Box, objects: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("upgrade", "--object", str(objects["same"]))
+    assert "under way" not in box.run(*words, "--dry-run").stderr
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replacing, "_switch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            box.run(*words)
+    assert "under way, or was killed before it was through" in box.run(*words, "--dry-run").stderr
+    assert "this program runs already" in box.run(*words).stdout, "who is not dry finishes it"
+    box.run("upgrade", "--undo")
+
+
 KINDS = {
     "verdict": r"53/udp: forwarded to web/web\d \(redirect\), new: forwarded to web/web\d \(drop\)",
     "bytes": r"80/tcp: .* byte 15: 00 and 04",
