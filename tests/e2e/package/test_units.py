@@ -11,6 +11,7 @@ from tests.support.installed import (
     HEALTHCHECK,
     LB_YAML,
     NODE,
+    NODE_YAML,
     RECONCILER,
     UNITS,
     USERS,
@@ -25,6 +26,7 @@ from tests.support.traffic import Connection
 from tests.support.wait import until
 
 PORT = 80
+EDGE = ("evenkeel-healthcheck@edge.service", "evenkeel-reconciler@edge.service")
 FOLDERS = ("/run/evenkeel/default", "/var/lib/evenkeel", "/sys/fs/bpf/evenkeel")
 CAPABILITIES = {
     RECONCILER: {
@@ -257,21 +259,35 @@ def test_the_units_are_sound_and_what_they_leave_open_has_a_reason(machine: Mach
             assert left == LEFT.keys() | ONLY[unit], path
 
 
-def test_a_second_instance_has_files_and_pins_of_its_own(machine: Machine) -> None:
+def test_a_second_instance_has_files_and_pins_of_its_own_and_goes_with_the_package(
+    machine: Machine,
+) -> None:
     machine.run("systemctl", "stop", *UNITS)
     machine.run("reconciler", "teardown")
+    machine.run("rm", NODE_YAML)  # an upgrade would start what wants the same interfaces
     machine.write("/etc/evenkeel/edge/lb.yaml", CONFIG)
     machine.write("/etc/evenkeel/edge/node.yaml", NODE)
     machine.write(
         "/etc/default/evenkeel-edge", 'HEALTHCHECK_OPTIONS="--run-dir /run/evenkeel/edge"\n'
     )
     try:
-        machine.run("systemctl", "start", "evenkeel-healthcheck@edge")
+        machine.run("systemctl", "start", EDGE[0])
         said = machine.run("reconciler", "status", "--instance", "edge").stdout
         assert "source      /etc/evenkeel/edge/lb.yaml" in said
         assert machine.run("ls", "/sys/fs/bpf/evenkeel").stdout == "edge\n"
-        pid = main_pid(machine, "evenkeel-healthcheck@edge")
-        assert "--run-dir" in machine.run("cat", f"/proc/{pid}/cmdline").stdout
+        pids = {unit: main_pid(machine, unit) for unit in EDGE}
+        options = machine.run("cat", f"/proc/{pids[EDGE[0]]}/cmdline").stdout
+        assert "--run-dir" in options
+        machine.run("dpkg", "--install", "/evenkeel.deb")
+        until(lambda: all(is_anew(machine, *one) for one in pids.items()), 30, what="both restart")
+        machine.run("dpkg", "--remove", "evenkeel")
+        assert {machine.show(unit, "ActiveState") for unit in EDGE} == {"inactive"}
+        assert machine.run("ls", "/sys/fs/bpf/evenkeel").stdout == "edge\n"
     finally:
-        machine.run("systemctl", "stop", "evenkeel-healthcheck@edge", "evenkeel-reconciler@edge")
+        machine.run("dpkg", "--install", "/evenkeel.deb")
+        machine.run("systemctl", "stop", *EDGE)
         machine.run("reconciler", "teardown", "--instance", "edge")
+
+
+def is_anew(machine: Machine, unit: str, before: int) -> bool:
+    return main_pid(machine, unit) not in {0, before}
