@@ -469,6 +469,7 @@ def test_while_an_interface_is_missing_the_status_says_which_and_who_is_served(
     balancer.node.write_text(plain.replace("lan: {mode: native}", "lan: {}, gone0: {}"))
     try:
         balancer.start(ready=False)
+        until(lambda: balancer.http("/status", check=False)[0] == 200, 30, what="a first look")
         until(
             lambda: not condition(balancer.status(), "DataplaneHealthy")["well"], what="the finding"
         )
