@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -113,8 +114,9 @@ def _value(text: str) -> Any:  # noqa: ANN401 - whatever JSON has
         return text
 
 
+@cache
 def addresses(host: str) -> tuple[str, ...]:
-    """Checks have addresses; whoever tries one by hand may have a name. As the resolver orders them."""
+    """Checks have addresses; whoever tries one by hand may have a name. As the resolver orders them, asked once."""
     try:
         return (str(ip_address(host)),)
     except ValueError:
